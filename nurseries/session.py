@@ -1,0 +1,265 @@
+"""One client socket: its reader, its writer, its requests.
+
+    outer nursery      writer, and the worker that handles frames one after the other
+      inner nursery    the requests that end with this socket
+        reader         always reading, so that a disconnect is seen at once
+
+The writer stands one nursery outside the requests, so that a cancelled request can still say so. The worker
+exists only while there are frames: an idle socket costs a reader and a writer.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Final, Protocol
+
+import structlog
+import trio
+
+from nurseries.cleanup import cleanup_scope
+from nurseries.errors import Misdelivery, NurseriesError
+from nurseries.events import Event, verify
+from nurseries.ids import new_id
+from nurseries.resume import SETTLE_SECONDS, Resume
+from nurseries.serving import SocketClosed
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
+
+    from nurseries.events import Outbox
+    from nurseries.serving import WebSocket
+
+    OnFrame = Callable[["Session", str | bytes], Awaitable[None]]
+
+INBOX_FRAMES: Final = 64
+WAKE: Final = b""
+"""An item that is not sent: it makes the writer look again."""
+
+logger = structlog.get_logger(__name__)
+
+
+class History(Protocol):
+    """A thread's events in the log, as far as this session's user may read them."""
+
+    async def last_seq(self, thread_id: str) -> int:
+        """Return the number of the thread's last event, 0 for a thread without events."""
+        ...
+
+    async def read(self, thread_id: str, after: int) -> Sequence[Event]:
+        """Return some of the events after `after`, in order and without a gap; none at the end of the log."""
+        ...
+
+
+class Session:
+    """One socket of one user, from the upgrade to the close.
+
+    Attributes:
+        id: what the protocol calls the connection id.
+        user_id: whose socket it is; no event of another user leaves through it.
+        requests: the nursery of the requests that end with the socket.
+        opened_at: `trio.current_time()` at the start.
+    """
+
+    def __init__(self, socket: WebSocket, outbox: Outbox, *, expires_in: float | None = None) -> None:
+        self.id = new_id()
+        self.user_id = outbox.user_id
+        self.opened_at = trio.current_time()
+        self.misdeliveries = 0
+        self.requests: trio.Nursery
+        self._socket = socket
+        self._outbox = outbox
+        self._resume = Resume()
+        self._inbox: deque[str | bytes] = deque()
+        self._room = trio.Event()
+        self._working = False
+        self._sending = trio.Lock()
+        self._reading = trio.CancelScope()
+        if expires_in is not None:
+            self._reading.deadline = trio.current_time() + expires_in
+        self._close: tuple[int, str] | None = None
+
+    def close(self, code: int, reason: str = "") -> None:
+        """End the session with this close code; returns at once, `run` does the rest. The first code counts."""
+        if self._close is None:
+            self._close = (code, reason)
+        self._reading.cancel()
+
+    async def answer(self, data: bytes) -> None:
+        """Send a frame to this socket alone, in order with its events, waiting while the outbox is full."""
+        try:
+            await self._outbox.send(data)
+        except trio.ClosedResourceError:
+            await trio.lowlevel.checkpoint()  # the session is ending: there is nobody to answer
+
+    async def run(self, on_frame: OnFrame) -> None:
+        """Serve the socket until it closes, and return when all that the session owned has ended."""
+        try:
+            async with trio.open_nursery() as outer:
+                outer.start_soon(self._write)
+                try:
+                    async with trio.open_nursery() as self.requests:
+                        await self._read(outer, on_frame)
+                        self.requests.cancel_scope.cancel()
+                finally:
+                    await self._finish_frames()
+                    outer.cancel_scope.cancel()
+        finally:
+            await self._hang_up()
+
+    def settle(self) -> None:
+        """The client showed that it does not begin by subscribing: what waited for that may go out."""
+        if not self._resume.settled:
+            self._resume.settled = True
+            self._outbox.offer(WAKE)
+
+    async def replay(
+        self, thread_id: str, after: int, history: History, subscribed: Callable[[int, bool], bytes]
+    ) -> None:
+        """Send what the thread's log holds after `after`, then go on live, without a gap or a repeat.
+
+        Args:
+            thread_id: the thread.
+            after: the number of the last event that the client has seen.
+            history: reads the log as this user.
+            subscribed: makes the first answer from the log's last number and whether `after` can be honoured.
+        """
+        self._resume.hold(thread_id)
+        try:
+            last_seq = await history.last_seq(thread_id)
+        except NurseriesError:
+            await self._release(thread_id, 0)
+            raise
+        recovered = 0 <= after <= last_seq
+        await self._send([subscribed(last_seq, recovered)])
+        cursor = after if recovered else last_seq
+        try:
+            while cursor < last_seq or self._resume.overflowed(thread_id):
+                events = await history.read(thread_id, cursor)
+                await self._send(self._checked(events))
+                cursor = events[-1].seq if events else last_seq
+                last_seq = (
+                    max(last_seq, await history.last_seq(thread_id)) if cursor >= last_seq else last_seq
+                )
+        except NurseriesError as error:
+            # Going on would leave a gap. The client comes back and resumes from what it has seen.
+            logger.warning("replay broke off", connection_id=self.id, error=repr(error))
+            self.close(1013, "the log could not be read: resume by seq")
+        else:
+            await self._release(thread_id, cursor)
+
+    async def _release(self, thread_id: str, cursor: int) -> None:
+        """Make the thread live. Under the lock, so that no newer event overtakes those that were held."""
+        async with self._sending:
+            await self._send_locked(self._checked(self._resume.release(thread_id, cursor)))
+
+    # -- reading -----------------------------------------------------------------------------------
+
+    async def _read(self, outer: trio.Nursery, on_frame: OnFrame) -> None:
+        try:
+            with self._reading:
+                while True:
+                    frame = await self._socket.receive()
+                    while len(self._inbox) >= INBOX_FRAMES:
+                        self._room = trio.Event()
+                        await self._room.wait()
+                    self._inbox.append(frame)
+                    if not self._working:
+                        self._working = True
+                        outer.start_soon(self._work, on_frame)
+        except SocketClosed as closed:
+            self._close = self._close or (closed.code, "")
+        if self._close is None:  # only the deadline ends reading without a word
+            self._close = (4401, "the access token has expired")
+
+    async def _work(self, on_frame: OnFrame) -> None:
+        try:
+            while self._inbox:
+                frame = self._inbox.popleft()
+                self._room.set()
+                await on_frame(self, frame)
+        except SocketClosed as closed:
+            self._close = self._close or (closed.code, "")
+            self._reading.cancel()
+        except Exception:
+            logger.exception("frame handler failed", connection_id=self.id)
+            self.close(1011, "internal error")
+        finally:
+            self._working = False
+            self._room.set()
+
+    async def _finish_frames(self) -> None:
+        """Let frames that arrived before a close be handled: their sender has left and expects no less."""
+        with cleanup_scope():
+            while self._working and self._inbox_may_finish():
+                self._room = trio.Event()
+                await self._room.wait()
+
+    def _inbox_may_finish(self) -> bool:
+        return self._close is not None and self._close[0] in {1000, 1001, 1005, 1006}
+
+    # -- writing -----------------------------------------------------------------------------------
+
+    async def _write(self) -> None:
+        settle_at = trio.current_time() + SETTLE_SECONDS
+        try:
+            while not self._resume.settled:
+                # Only the waiting has a deadline: a send that is cut short would end the socket.
+                with trio.move_on_at(settle_at) as waiting:
+                    items = await self._outbox.take()
+                if waiting.cancelled_caught:
+                    items = []
+                    self._resume.settled = not self._working
+                    settle_at = trio.current_time() + SETTLE_SECONDS
+                await self._deliver(items)
+            while True:
+                await self._deliver(await self._outbox.take())
+        except trio.EndOfChannel:
+            self.close(1013, "too slow: come back and resume by seq")
+        except SocketClosed as closed:
+            self._close = self._close or (closed.code, "")
+            self._reading.cancel()
+
+    async def _deliver(self, items: Iterable[Event | bytes]) -> None:
+        async with self._sending:
+            await self._send_locked(self._admitted(items))
+
+    async def _send(self, frames: Sequence[bytes]) -> None:
+        async with self._sending:
+            await self._send_locked(frames)
+
+    async def _send_locked(self, frames: Sequence[bytes]) -> None:
+        if frames:
+            await self._socket.send(frames)
+
+    def _admitted(self, items: Iterable[Event | bytes]) -> list[bytes]:
+        admit = self._resume.admit
+        live = [item for item in items if isinstance(item, bytes) or admit(item)]
+        return self._checked([*self._resume.early(), *live])
+
+    def _checked(self, items: Iterable[Event | bytes]) -> list[bytes]:
+        frames = []
+        for item in items:
+            if isinstance(item, bytes):
+                if item is not WAKE:
+                    frames.append(item)
+                continue
+            try:
+                verify(item, self.user_id)
+            except Misdelivery:
+                self.misdeliveries += 1
+                logger.critical(
+                    "misdelivery prevented", connection_id=self.id, event_id=f"{item.thread_id}:{item.seq}"
+                )
+            else:
+                frames.append(item.data)
+        return frames
+
+    async def _hang_up(self) -> None:
+        """Send what still waits, then close with the code that ended the session."""
+        code, reason = self._close or (1012, "the server is going down")
+        with cleanup_scope():
+            try:
+                await self._send(self._admitted(self._outbox.take_nowait()))
+                await self._socket.close(code, reason)
+            except SocketClosed:
+                pass  # the peer left first, which is as good an end
