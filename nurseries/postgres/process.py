@@ -1,0 +1,121 @@
+"""A child process that does not outlive us, however we end.
+
+Linux only: it rests on `PR_SET_PDEATHSIG` (prctl(2)) and on process file descriptors (pidfd_open(2)).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+from typing import TYPE_CHECKING, BinaryIO, Final
+
+import trio
+
+from nurseries.cleanup import cleanup_scope
+
+if TYPE_CHECKING:
+    import signal
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from nurseries.postgres.account import Account
+
+_PR_SET_PDEATHSIG: Final = 1
+
+
+class ChildProcess:
+    """A running program, in a session of its own, so that Ctrl-C in our terminal does not reach it.
+
+    Start it from the thread that runs Trio: the kernel sends the death signal when the *thread* that made
+    the child ends, and a worker thread, which `trio.lowlevel.open_process` uses, ends when it is idle.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str | Path],
+        *,
+        account: Account | None,
+        environment: dict[str, str],
+        log: BinaryIO,
+        death_signal: signal.Signals,
+    ) -> None:
+        """Start `command`.
+
+        Args:
+            command: the program's path and its arguments.
+            account: who to run it as; None for ourselves.
+            environment: all of the child's environment.
+            log: where what it says goes.
+            death_signal: what the kernel sends it if we die.
+
+        Raises:
+            OSError: it cannot be started.
+        """
+        prctl = ctypes.CDLL(None).prctl
+        us = os.getpid()
+
+        def tie_to_us() -> None:
+            # Runs in the child, after it has changed its user: changing it afterwards would undo this.
+            prctl(_PR_SET_PDEATHSIG, int(death_signal))
+            if os.getppid() != us:
+                os._exit(1)  # we died before the kernel was told
+
+        self._popen = subprocess.Popen(  # noqa: S603 - our callers name programs of the wheel
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=environment,
+            cwd="/",
+            umask=0o077,
+            user=None if account is None else account.uid,
+            group=None if account is None else account.gid,
+            extra_groups=None if account is None else [],
+            start_new_session=True,
+            preexec_fn=tie_to_us,  # noqa: PLW1509 - two system calls; no lock is taken between fork and exec
+        )
+
+    @property
+    def pid(self) -> int:
+        """The child's process id."""
+        return self._popen.pid
+
+    @property
+    def status(self) -> int | None:
+        """None while it runs; then its exit status, negative for a signal, as in `subprocess`."""
+        return self._popen.poll()
+
+    async def wait(self) -> int:
+        """Wait until it has ended, and return its exit status. Any number of tasks may wait."""
+        await trio.lowlevel.checkpoint()
+        while (status := self.status) is None:
+            await wait_ended(self.pid)
+        return status
+
+    async def stop(self, *steps: tuple[signal.Signals, float]) -> int | None:
+        """End it: send each signal in turn and give it that many seconds to work.
+
+        Not cut short by a cancellation. Returns the exit status, or None if it outlived all of them.
+        """
+        for number, seconds in steps:
+            if self.status is not None:
+                break
+            self._popen.send_signal(number)
+            with cleanup_scope(seconds):
+                await self.wait()
+        await trio.lowlevel.cancel_shielded_checkpoint()
+        return self.status
+
+
+async def wait_ended(pid: int) -> None:
+    """Wait until the process `pid`, which need not be a child of ours, has ended."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        await trio.lowlevel.checkpoint()
+        return
+    try:
+        await trio.lowlevel.wait_readable(descriptor)
+    finally:
+        os.close(descriptor)
