@@ -1,0 +1,101 @@
+"""`nurseries chat`: a conversation at a terminal, in a pipe, or one message."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated, Final
+
+import trio
+from cyclopts import Parameter
+
+from app.cli.client import ClientError, open_api
+from app.cli.conversation import INTERRUPTED, Conversation
+from app.cli.credentials import authenticate
+from app.cli.link import Link
+from app.cli.terminal import Lines, Terminal
+
+PATIENCE_SECONDS: Final = 60.0
+"""How long a pipe waits for a server that is away; a person decides that for themselves."""
+
+BROKEN_PIPE: Final = 141
+"""The exit status of a program whose reader has left (128 + SIGPIPE)."""
+
+
+async def chat_command(  # noqa: PLR0913  a command has as many parameters as flags
+    *,
+    url: Annotated[str, Parameter(env_var="NURSERIES_URL")] = "http://127.0.0.1:8000",
+    email: Annotated[str | None, Parameter(env_var="NURSERIES_EMAIL")] = None,
+    password: Annotated[str | None, Parameter(env_var="NURSERIES_PASSWORD", show_default=False)] = None,
+    register: Annotated[bool, Parameter(negative=())] = False,
+    thread: str | None = None,
+    new: Annotated[bool, Parameter(negative=())] = False,
+    agent: str | None = None,
+    once: str | None = None,
+    json: Annotated[bool, Parameter(negative=())] = False,
+) -> int:
+    """Talk to an agent.
+
+    At a terminal it goes on with the newest conversation. From a pipe every line is a message of a new
+    conversation, and the answers alone go to standard output. Ctrl-C cancels the answer that is coming.
+
+    Exits with 0; 1 when a run failed or was refused; 3 when it cannot log in; 4 when the server cannot be
+    reached; 130 when interrupted.
+
+    Args:
+        url: Where the server is.
+        email: The account; asked for when it is not given.
+        password: Its password, needed for the first login only: the session is kept in the state
+            directory, readable by its owner alone. Better in the variable than on the command line.
+        register: Make the account first.
+        thread: The id of the conversation to go on with.
+        new: Start a new conversation.
+        agent: The agent that answers; the server's default when not given.
+        once: Send this one message, show the answer and leave.
+        json: Print the events as they came from the server, one a line, in place of the answers.
+    """
+    interactive = once is None and sys.stdin.isatty()
+    terminal = Terminal(interactive=interactive, as_json=json)
+    code = 0
+    try:
+        async with open_api(url) as api:
+            credentials = await authenticate(api, url, email, password, register=register)
+            patience = float("inf") if interactive else PATIENCE_SECONDS
+            link = Link(url, credentials, patience=patience)
+            conversation = Conversation(api, credentials, link, terminal, agent)
+            await conversation.pick(thread, new=new or not interactive)
+            if interactive and not new:
+                await conversation.show_history()
+            await _talk(conversation, link, once, interactive=interactive)
+            code = conversation.exit_code
+    except* ClientError as group:
+        code = _explain(group, terminal)
+    except* KeyboardInterrupt:
+        code = INTERRUPTED
+    except* BrokenPipeError:
+        # Python flushes standard output at exit and would complain once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = BROKEN_PIPE
+    return code
+
+
+async def _talk(conversation: Conversation, link: Link, once: str | None, *, interactive: bool) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(conversation.watch_interrupts, nursery.cancel_scope)
+        nursery.start_soon(link.run, conversation)
+        if once is not None:
+            await conversation.ask(once)
+        else:
+            await conversation.converse(Lines(sys.stdin.fileno()), interactive=interactive)
+        nursery.cancel_scope.cancel()
+
+
+def _explain(group: BaseExceptionGroup[ClientError], terminal: Terminal) -> int:
+    code = 1
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            code = _explain(error, terminal)
+        else:
+            terminal.error(str(error))
+            code = error.exit_code
+    return code

@@ -1,0 +1,265 @@
+"""The protocol's HTTP side as a client sees it, and the errors that a client can meet."""
+
+from __future__ import annotations
+
+import random
+import ssl
+import time
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
+
+import attrs
+import httpx
+import msgspec
+import trio
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+CALL_SECONDS: Final = 30.0
+"""How long one HTTP call may take, every byte of it."""
+
+EARLY_SECONDS: Final = 30.0
+"""A token this close to its end is renewed before it is used."""
+
+T = TypeVar("T")
+
+
+# -- errors ------------------------------------------------------------------------------------------
+
+
+class ClientError(Exception):
+    """Something that stops a client; `exit_code` is what its process ends with."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class Unreachable(ClientError):
+    """The server could not be reached, or what answered does not speak the protocol."""
+
+    exit_code = 4
+
+
+class Refused(ClientError):
+    """The server answered, and the answer is no.
+
+    Attributes:
+        status: of HTTP.
+        code: the stable code of the problem document, empty where there was none.
+        retry_after: seconds, where the server named them.
+    """
+
+    def __init__(self, status: int, code: str, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.retry_after = retry_after
+
+
+class NotAuthenticated(ClientError):
+    """There is no way to log in with what is at hand."""
+
+    exit_code = 3
+
+
+# -- values ------------------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class Tokens:
+    """One login. `expires_at` is Unix time, by this machine's clock, of the access token."""
+
+    access_token: str = attrs.field(repr=False)
+    refresh_token: str = attrs.field(repr=False)
+    expires_at: float
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether the access token is good for a while yet."""
+        return self.expires_at > time.time() + EARLY_SECONDS
+
+
+@attrs.frozen
+class Thread:
+    """A conversation, and how long its event log is."""
+
+    thread_id: str
+    title: str
+    created_at: str
+    last_seq: int
+
+
+@attrs.frozen
+class Message:
+    """What was said once; `role` is `user` or `assistant`."""
+
+    role: str
+    content: str
+    created_at: str = ""
+
+
+@attrs.frozen
+class Run:
+    """How a run stands, or how it ended."""
+
+    run_id: str
+    status: str
+    output: str | None = None
+
+
+@attrs.frozen
+class _Login:
+    access_token: str
+    refresh_token: str
+    expires_in: float
+
+
+@attrs.frozen
+class _Registered:
+    user_id: str
+
+
+@attrs.frozen
+class _Me:
+    user_id: str
+
+
+@attrs.frozen
+class _Threads:
+    threads: list[Thread]
+
+
+@attrs.frozen
+class _Messages:
+    messages: list[Message]
+
+
+# -- calls -------------------------------------------------------------------------------------------
+
+
+class Api:
+    """The HTTP calls of one server.
+
+    A 429 or 503 is tried again after the server's `Retry-After`, as long as `patience` seconds of
+    waiting are left for that call.
+    """
+
+    def __init__(self, http: httpx.AsyncClient, *, patience: float) -> None:
+        self._http = http
+        self._patience = patience
+
+    async def register(self, email: str, password: str) -> str:
+        """Make an account and return its user id."""
+        answer = await self._call("POST", "/v1/auth/register", {"email": email, "password": password})
+        return _read(answer, _Registered).user_id
+
+    async def login(self, email: str, password: str) -> Tokens:
+        """Start a session."""
+        return _tokens(await self._call("POST", "/v1/auth/login", {"email": email, "password": password}))
+
+    async def refresh(self, refresh_token: str) -> Tokens:
+        """Trade a refresh token for a new pair. It works once: who shares one takes turns."""
+        return _tokens(await self._call("POST", "/v1/auth/refresh", {"refresh_token": refresh_token}))
+
+    async def me(self, token: str) -> str:
+        """Return the user id that a token stands for."""
+        return _read(await self._call("GET", "/v1/me", token=token), _Me).user_id
+
+    async def create_thread(self, token: str, title: str = "") -> Thread:
+        """Start a conversation."""
+        return _read(
+            await self._call("POST", "/v1/threads", {"title": title} if title else {}, token=token), Thread
+        )
+
+    async def threads(self, token: str, limit: int = 20) -> list[Thread]:
+        """Return the newest conversations, newest first."""
+        return _read(await self._call("GET", f"/v1/threads?limit={limit}", token=token), _Threads).threads
+
+    async def thread(self, token: str, thread_id: str) -> Thread:
+        """Return one conversation."""
+        return _read(await self._call("GET", f"/v1/threads/{thread_id}", token=token), Thread)
+
+    async def messages(self, token: str, thread_id: str, limit: int = 20) -> list[Message]:
+        """Return the newest messages of a conversation, as the server orders them."""
+        path = f"/v1/threads/{thread_id}/messages?limit={limit}"
+        return _read(await self._call("GET", path, token=token), _Messages).messages
+
+    async def run(self, token: str, thread_id: str, run_id: str) -> Run:
+        """Return how a run stands."""
+        return _read(await self._call("GET", f"/v1/threads/{thread_id}/runs/{run_id}", token=token), Run)
+
+    async def text(self, path: str, token: str | None = None) -> str:
+        """Return what a GET answers, as text (the metrics)."""
+        return (await self._call("GET", path, token=token)).text
+
+    async def _call(
+        self, method: str, path: str, body: dict[str, Any] | None = None, *, token: str | None = None
+    ) -> httpx.Response:
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        give_up = trio.current_time() + self._patience
+        while True:
+            try:
+                answer = await self._http.request(method, path, json=body, headers=headers)
+            except httpx.HTTPError as exc:
+                raise Unreachable(f"cannot reach {self._http.base_url}: {exc or type(exc).__name__}") from exc
+            if answer.is_success:
+                return answer
+            refusal = _refusal(answer)
+            # Many who were told the same second must not come back in the same instant.
+            wait = (refusal.retry_after or 1.0) * random.uniform(1.0, 1.25)  # noqa: S311  jitter is no secret
+            if answer.status_code not in {429, 503} or trio.current_time() + wait > give_up:
+                raise refusal
+            await trio.sleep(wait)
+
+
+@asynccontextmanager
+async def open_api(url: str, *, patience: float = 10.0, connections: int = 4) -> AsyncIterator[Api]:
+    """Open the HTTP side of the server at `url` (`http://host:port`).
+
+    Proxies of the environment are not used: the socket could not take them, and two ways to one server
+    would fail differently.
+    """
+    async with httpx.AsyncClient(
+        base_url=url,
+        verify=tls_context() if url.startswith("https:") else False,
+        timeout=CALL_SECONDS,
+        trust_env=False,
+        limits=httpx.Limits(max_connections=connections),
+    ) as http:
+        yield Api(http, patience=patience)
+
+
+def tls_context() -> ssl.SSLContext:
+    """Return how both sides of a client check a server: this machine's certificates."""
+    return ssl.create_default_context()
+
+
+def _tokens(answer: httpx.Response) -> Tokens:
+    login = _read(answer, _Login)
+    return Tokens(login.access_token, login.refresh_token, time.time() + login.expires_in)
+
+
+def _read(answer: httpx.Response, shape: type[T]) -> T:
+    try:
+        return msgspec.json.decode(answer.content, type=shape)
+    except msgspec.MsgspecError as exc:
+        raise Unreachable(f"{answer.request.url}: an answer that is not of this protocol ({exc})") from exc
+
+
+def _refusal(answer: httpx.Response) -> Refused:
+    return refusal(answer.status_code, answer.content, answer.headers.get("Retry-After"))
+
+
+def refusal(status: int, body: bytes, retry_after: str | None) -> Refused:
+    """Make the error of a refusal, from its problem document (RFC 9457) where there is one."""
+    try:
+        document = msgspec.json.decode(body, type=dict[str, Any])
+    except msgspec.MsgspecError:
+        document = {}
+    code = str(document.get("code") or document.get("error") or "")
+    words = document.get("detail") or document.get("title") or code or "no reason given"
+    try:
+        seconds = float(retry_after) if retry_after else None
+    except ValueError:  # the date form: nobody here sends it
+        seconds = None
+    return Refused(status, code, f"{words} (HTTP {status})", seconds)
