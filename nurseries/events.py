@@ -77,8 +77,12 @@ class Origin:
     @classmethod
     def of(cls, context: UserContext) -> Origin:
         """Take identity from the context, its only source."""
-        who = (context.user_id, context.thread_id, context.run_id)
-        return cls(*who, delivery_checksum(*who))
+        return cls.of_ids(context.user_id, context.thread_id, context.run_id)
+
+    @classmethod
+    def of_ids(cls, user_id: str, thread_id: str, run_id: str) -> Origin:
+        """Take identity from the log itself, for a run whose context was lost with its server."""
+        return cls(user_id, thread_id, run_id, delivery_checksum(user_id, thread_id, run_id))
 
     def event(self, event_type: str, seq: int, payload: Mapping[str, Any]) -> Event:
         """Return the event with its number and its encoded envelope."""
@@ -211,7 +215,9 @@ class Streams:
         self._outboxes: dict[str, set[Outbox]] = {}
 
     @contextmanager
-    def listen(self, user_id: str, *, events: int = OUTBOX_EVENTS, size: int = OUTBOX_BYTES) -> Iterator[Outbox]:
+    def listen(
+        self, user_id: str, *, events: int = OUTBOX_EVENTS, size: int = OUTBOX_BYTES
+    ) -> Iterator[Outbox]:
         """Hold an outbox that receives all events of `user_id` from this moment on."""
         outbox = Outbox(user_id, events=events, size=size)
         self._outboxes.setdefault(user_id, set()).add(outbox)

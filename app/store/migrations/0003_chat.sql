@@ -89,7 +89,8 @@ GRANT INSERT, UPDATE, DELETE ON threads, messages, runs, idempotency_keys TO nur
 -- The journal appends what runs say and how they end; what it may read is what recovery needs, no text.
 GRANT INSERT ON events, messages TO nurseries_journal;
 GRANT SELECT (thread_id, first_seq, last_seq, user_id) ON events TO nurseries_journal;
-GRANT SELECT (run_id, thread_id, user_id, agent, status) ON runs TO nurseries_journal;
+GRANT SELECT (message_id) ON messages TO nurseries_journal;  -- for ON CONFLICT
+GRANT SELECT (run_id, thread_id, user_id, agent, status, created_at, started_at) ON runs TO nurseries_journal;
 GRANT UPDATE (status, started_at, ended_at, output, error_code, error_message, usage) ON runs TO nurseries_journal;
 -- The account service removes keys that are too old to be repeated.
 CREATE POLICY janitor ON idempotency_keys TO nurseries_accounts USING (true);

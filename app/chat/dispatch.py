@@ -1,0 +1,143 @@
+"""What a frame does. One method a frame type; an error answers the frame and ends nothing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import structlog
+
+from app.chat.calls import open_call
+from app.chat.ids import known
+from app.chat.run import Ask
+from app.errors import NotFound, is_fault, message_of, outcome_of
+from app.store import events as event_store
+from app.wire.codec import BadFrame, BadJSON, decode_frame, encode_frame
+from app.wire.messages import Accepted, Cancel, ErrorFrame, Ping, Pong, Subscribe, Subscribed, UserMessage
+from nurseries.errors import Unavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from app.chat.runs import Runs
+    from nurseries.events import Event
+    from nurseries.request import Kernel
+    from nurseries.server import Server
+    from nurseries.session import Session
+
+DEFAULT_AGENT = "assistant"
+PONG = encode_frame(Pong())
+logger = structlog.get_logger(__name__)
+
+
+class Dispatch:
+    """Handles the frames of all sessions; what it knows of a user is in the session it is called with."""
+
+    def __init__(self, kernel: Kernel, runs: Runs, server: Server) -> None:
+        self._kernel = kernel
+        self._runs = runs
+        self._server = server
+
+    async def __call__(self, session: Session, data: str | bytes) -> None:
+        """Handle one frame of a session; frames of one session come here one after the other."""
+        reference = None
+        try:
+            if isinstance(data, bytes):
+                raise BadFrame("a frame is a text message")  # noqa: TRY301  # answered like every other refusal
+            frame = decode_frame(data)
+            if not isinstance(frame, Subscribe):
+                session.settle()
+            match frame:
+                case UserMessage():
+                    reference = frame.client_id or "user_message"
+                    await self._user_message(session, frame)
+                case Subscribe():
+                    reference = "subscribe"
+                    await self._subscribe(session, frame)
+                case Cancel():
+                    reference = "cancel"
+                    await self._cancel(session, frame)
+                case Ping():
+                    await session.answer(PONG)
+        except Exception as error:
+            await session.answer(_error_frame(error, reference))
+
+    async def _user_message(self, session: Session, frame: UserMessage) -> None:
+        self._server.refuse_when_draining()
+        thread_id = known(frame.thread_id, "thread")
+        ask = Ask(
+            thread_id=thread_id,
+            content=frame.content,
+            agent=frame.agent or DEFAULT_AGENT,
+            on_conflict=frame.on_conflict,
+            on_disconnect=frame.on_disconnect,
+            key=frame.client_id,
+            client_id=frame.client_id,
+        )
+        owner = self._server.requests if frame.on_disconnect == "continue" else session.requests
+        async with open_call(
+            self._kernel, session.user_id, thread_id=thread_id, socket_id=session.id
+        ) as request:
+            accepted = await self._runs.submit(request, ask, owner)
+        await session.answer(
+            encode_frame(
+                Accepted(run_id=accepted.run_id, duplicate=accepted.duplicate, client_id=frame.client_id)
+            )
+        )
+
+    async def _subscribe(self, session: Session, frame: Subscribe) -> None:
+        thread_id = known(frame.thread_id, "thread")
+
+        def subscribed(last_seq: int, recovered: bool) -> bytes:  # noqa: FBT001  # called by position once
+            return encode_frame(
+                Subscribed(thread_id=thread_id, after=frame.after, last_seq=last_seq, recovered=recovered)
+            )
+
+        history = ThreadHistory(self._kernel, session.user_id)
+        await session.replay(thread_id, frame.after, history, subscribed)
+
+    async def _cancel(self, session: Session, frame: Cancel) -> None:
+        run_id = known(frame.run_id, "run")
+        live = self._runs.live(session.user_id, run_id)
+        if live is not None:
+            live.cancel("requested")  # run_cancelled follows when it is done
+            return
+        async with open_call(self._kernel, session.user_id, socket_id=session.id) as request:
+            await self._runs.ended(request, run_id)
+
+
+class ThreadHistory:
+    """Reads event logs as one user, each page in a request of its own, so that a slow reader holds nothing."""
+
+    def __init__(self, kernel: Kernel, user_id: str) -> None:
+        self._kernel = kernel
+        self._user_id = user_id
+
+    async def last_seq(self, thread_id: str) -> int:
+        """Return the number of the thread's last event.
+
+        Raises:
+            NotFound: the user has no such thread.
+        """
+        async with open_call(self._kernel, self._user_id, thread_id=thread_id) as request:
+            last_seq = await event_store.last_seq(request.database, thread_id)
+        if last_seq is None:
+            raise NotFound("no such thread")
+        return last_seq
+
+    async def read(self, thread_id: str, after: int) -> Sequence[Event]:
+        """Return a page of the events after `after`."""
+        async with open_call(self._kernel, self._user_id, thread_id=thread_id) as request:
+            return await event_store.read(request.database, thread_id, after)
+
+
+def _error_frame(error: Exception, reference: str | None) -> bytes:
+    if isinstance(error, BadFrame):
+        return encode_frame(ErrorFrame(error.code, str(error), in_reply_to=error.in_reply_to))
+    if isinstance(error, BadJSON):
+        return encode_frame(ErrorFrame("bad_json", str(error)))
+    if is_fault(error):
+        logger.error("frame failed", exc_info=error)
+    retry_after = error.retry_after if isinstance(error, Unavailable) else None
+    return encode_frame(
+        ErrorFrame(outcome_of(error).wire, message_of(error), in_reply_to=reference, retry_after=retry_after)
+    )

@@ -1,0 +1,338 @@
+"""Accepting, running, cancelling and recovering runs.
+
+A run is one task from the moment its message is durable until its last event is in the log, in the nursery
+of its one owner: the server, or the socket that asked for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from contextlib import suppress
+from functools import partial
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+import structlog
+import trio
+
+from app.chat.run import Ask, Run, new_run, origin_of
+from app.chat.threads import Threads
+from app.engine.engine import run_agent
+from app.errors import InvalidField, NotFound, RateLimited
+from app.store import events as event_store
+from app.store import journal as journal_store
+from app.store import runs as store
+from app.store import threads as thread_store
+from app.wire.codec import encode_json
+from nurseries.cleanup import cleanup_scope
+from nurseries.errors import Conflict, DatabaseUnavailable, OutcomeUnknown
+from nurseries.events import Origin
+from nurseries.postgres.errors import ForeignKeyMissing
+from nurseries.request import describe, run_request
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from app.chat.journal import Journal
+    from app.chat.threads import ThreadRuns
+    from app.engine.agent import Answer
+    from app.engine.engine import Catalog
+    from nurseries.postgres.scoped import Database
+    from nurseries.request import Failure, Kernel, Request
+
+INTERRUPTED: Final = "the server was lost while it ran"
+RECONCILE_AGE_SECONDS: Final = 120.0
+MAX_KEY_LENGTH: Final = 255
+logger = structlog.get_logger(__name__)
+
+
+class ThreadBusy(Conflict):
+    """A run is active in the thread, and `on_conflict` is `reject`."""
+
+    code = "thread_busy"
+
+
+class KeyReused(InvalidField):
+    """The idempotency key was used for something else."""
+
+    code = "idempotency_key_reused"
+
+
+@attrs.frozen(kw_only=True)
+class RunBounds:
+    """Bounds of what may be asked for: characters a message, runs that wait in one thread."""
+
+    message_characters: int = 32_000
+    queued_per_thread: int = 20
+
+
+@attrs.frozen
+class Accepted:
+    """The answer to an ask. `run` is there while it lives; `duplicate` says that the key was used before."""
+
+    run_id: str
+    duplicate: bool
+    run: Run | None
+
+
+class Runs:
+    """The runs of this process."""
+
+    def __init__(self, kernel: Kernel, journal: Journal, catalog: Catalog, bounds: RunBounds) -> None:
+        self._kernel = kernel
+        self._journal = journal
+        self._catalog = catalog
+        self._bounds = bounds
+        self._threads = Threads(journal)
+        self._runs: dict[str, Run] = {}
+        self._idle = trio.Event()
+        self._idle.set()
+
+    def __len__(self) -> int:
+        return len(self._runs)
+
+    # -- accepting ---------------------------------------------------------------------------------
+
+    async def submit(self, request: Request, ask: Ask, owner: trio.Nursery) -> Accepted:
+        """Make a message durable and start its run in `owner`; once for each idempotency key.
+
+        Raises:
+            InvalidField: the content, the agent or the key cannot be used.
+            NotFound: the user has no such thread.
+            ThreadBusy, RateLimited: the thread's run is active, or its queue is full.
+        """
+        self._check(ask)
+        user_id = request.context.user_id
+        with self._threads.entered(user_id, ask.thread_id) as thread:
+            # One acceptance at a time in a thread, so that messages and runs have the same order.
+            async with thread.accepting:
+                try:
+                    self._admit(thread, ask)
+                except (ThreadBusy, RateLimited):
+                    repeated = await self._repeated(request, ask)
+                    if repeated is None:
+                        raise
+                    return repeated
+                run = new_run(user_id, ask)
+                return await self._accept(request, thread, run, owner)
+
+    def _check(self, ask: Ask) -> None:
+        if not ask.content.strip():
+            raise InvalidField("content", "must not be empty")
+        if len(ask.content) > self._bounds.message_characters:
+            raise InvalidField("content", f"longer than {self._bounds.message_characters} characters")
+        if ask.key is not None and not (0 < len(ask.key) <= MAX_KEY_LENGTH and ask.key.isprintable()):
+            raise InvalidField("client_id", f"must be 1 to {MAX_KEY_LENGTH} printable characters")
+        self._catalog.agents.get(ask.agent)
+
+    def _admit(self, thread: ThreadRuns, ask: Ask) -> None:
+        if thread.deleted:
+            raise NotFound("no such thread")
+        if thread.busy and ask.on_conflict == "reject":
+            raise ThreadBusy("a run is active in this thread")
+        if len(thread.queue) >= self._bounds.queued_per_thread:
+            raise RateLimited(f"{self._bounds.queued_per_thread} runs wait in this thread already")
+
+    async def _accept(
+        self, request: Request, thread: ThreadRuns, run: Run, owner: trio.Nursery
+    ) -> Accepted:
+        ask = run.ask
+        row = store.NewRun(
+            run_id=run.run_id,
+            thread_id=ask.thread_id,
+            agent=ask.agent,
+            message_id=run.context.request_id,
+            content=ask.content,
+        )
+        key = None
+        if ask.key is not None:
+            key = store.Key(ask.key, _fingerprint(ask), encode_json({"run_id": run.run_id}).decode())
+        try:
+            new, last_seq = await store.accept(request.database, row, key)
+        except ForeignKeyMissing:
+            raise NotFound("no such thread") from None
+        except (trio.Cancelled, OutcomeUnknown, DatabaseUnavailable) as error:
+            await self._settle_doubt(error, request, thread, run, owner)
+        else:
+            if not new:
+                repeated = await self._repeated(request, ask)
+                assert repeated is not None
+                return repeated
+            self._start(thread, run, owner, last_seq)
+        return Accepted(run.run_id, duplicate=False, run=run)
+
+    async def _settle_doubt(
+        self, error: BaseException, request: Request, thread: ThreadRuns, run: Run, owner: trio.Nursery
+    ) -> None:
+        """Look up what a COMMIT without an answer came to: a run that is durable is started, or nothing is."""
+        started = False
+        with cleanup_scope(), suppress(DatabaseUnavailable):
+            if await store.get(request.database, run.run_id) is not None:
+                last_seq = await event_store.last_seq(request.database, run.ask.thread_id)
+                self._start(thread, run, owner, last_seq or 0)
+                started = True
+        if isinstance(error, trio.Cancelled):
+            raise error
+        if not started:
+            raise DatabaseUnavailable("the message was not accepted: try again with the same key") from error
+
+    async def _repeated(self, request: Request, ask: Ask) -> Accepted | None:
+        if ask.key is None:
+            return None
+        stored = await store.stored_answer(request.database, ask.key)
+        if stored is None:
+            return None
+        fingerprint, answer = stored
+        if fingerprint != _fingerprint(ask):
+            raise KeyReused("client_id", "this idempotency key was used for something else")
+        run_id = answer["run_id"]
+        return Accepted(run_id, duplicate=True, run=self._runs.get(run_id))
+
+    def _start(self, thread: ThreadRuns, run: Run, owner: trio.Nursery, last_seq: int) -> None:
+        """Give the run its place and its task. Synchronous: from durable to owned there is no gap."""
+        user_id, thread_id = run.context.user_id, run.context.thread_id
+        if thread.log is None:
+            thread.log = self._journal.open(user_id, thread_id, last_seq)
+        active = thread.active
+        ahead = run.ask.on_conflict in {"interrupt", "rollback"}
+        thread.add(run, first=ahead)
+        if ahead and active is not None:
+            discard = run.ask.on_conflict == "rollback"
+            active.cancel(run.ask.on_conflict, discard=discard)
+            run.replaces = active.run_id if discard else None
+        self._runs[run.run_id] = run
+        self._idle = trio.Event() if self._idle.is_set() else self._idle
+        self._threads.keep(user_id, thread_id)
+        owner.start_soon(self._execute, thread, run, name=f"run {run.run_id}")
+
+    # -- running -----------------------------------------------------------------------------------
+
+    async def _execute(self, thread: ThreadRuns, run: Run) -> None:
+        """Run it, and see it to its end whatever happens. Nothing but a cancellation leaves this task."""
+        origin = origin_of(run)
+        result: Answer | Failure | None = None
+        try:
+            with cleanup_scope():
+                await self._journal.append(origin, "run_queued", run.queued_payload())
+            with run.scope:
+                await run.turn.wait()
+                run.started, run.status = True, "running"
+                change = journal_store.RunChange(run.run_id, "running", started=True)
+                await self._journal.append(origin, "agent_started", run.started_payload(), change=change)
+                result = await run_request(self._kernel, run.context, partial(self._work, run))
+        except Exception as error:
+            logger.exception("run broke", run_id=run.run_id)
+            result = describe(error)
+        finally:
+            with cleanup_scope():
+                await self._log_end(origin, run, result)
+            self._forget(thread, run)
+
+    async def _work(self, run: Run, request: Request) -> Answer:
+        if run.replaces is not None:
+            await store.remove_messages(request.database, run.replaces)
+        return await run_agent(
+            request,
+            self._catalog,
+            agent=run.ask.agent,
+            content=run.ask.content,
+            message_id=run.message_id,
+            on_said=run.hear,
+        )
+
+    async def _log_end(self, origin: Origin, run: Run, result: Answer | Failure | None) -> None:
+        ending = run.end(result)
+        try:
+            await self._journal.append(
+                origin, ending.event_type, ending.payload, change=ending.change, message=ending.message
+            )
+            await self._journal.committed(origin)
+        except Exception:
+            logger.exception("a run's end could not be logged", run_id=run.run_id)
+
+    def _forget(self, thread: ThreadRuns, run: Run) -> None:
+        thread.remove(run)
+        del self._runs[run.run_id]
+        self._threads.drop(run.context.user_id, run.context.thread_id)
+        run.done.set()
+        if not self._runs:
+            self._idle.set()
+
+    # -- asking about them -------------------------------------------------------------------------
+
+    def live(self, user_id: str, run_id: str) -> Run | None:
+        """Return a run of this user that has not ended."""
+        run = self._runs.get(run_id)
+        return run if run is not None and run.context.user_id == user_id else None
+
+    async def cancel(self, user_id: str, run_id: str) -> bool:
+        """Cancel a run; return when all it owned is released. False: it is not running, or not this user's."""
+        run = self.live(user_id, run_id)
+        if run is None:
+            await trio.lowlevel.checkpoint()
+            return False
+        run.cancel("requested")
+        await run.done.wait()
+        return True
+
+    async def delete_thread(self, request: Request, thread_id: str) -> bool:
+        """End the thread's runs, then remove it; False where this user has no such thread."""
+        with self._threads.entered(request.context.user_id, thread_id) as thread:
+            async with thread.accepting:
+                thread.deleted = True
+                runs = list(thread)
+                for run in runs:
+                    run.cancel("thread deleted", discard=True)
+                for run in runs:
+                    await run.done.wait()
+                return await thread_store.delete(request.database, thread_id)
+
+    async def wait_idle(self) -> None:
+        """Return when no run is left."""
+        await self._idle.wait()
+
+    def cancel_all(self, reason: str) -> None:
+        """Cancel every run."""
+        for run in list(self._runs.values()):
+            run.cancel(reason)
+
+    def __iter__(self) -> Any:
+        return iter(list(self._runs.values()))
+
+    # -- recovering --------------------------------------------------------------------------------
+
+    async def recover(self, database: Database, *, min_age_seconds: float = 0.0) -> int:
+        """End the runs that no task runs any more, and return how many there were.
+
+        At the start these are the runs of a server that was lost; later there should be none, except where
+        the database was lost between accepting a message and starting its run.
+        """
+        count = 0
+        while found := await journal_store.unfinished_runs(database, min_age_seconds):
+            lost = [run for run in found if run.run_id not in self._runs]
+            await self._interrupt(lost)
+            count += len(lost)
+            if len(found) < journal_store.PAGE_RUNS or not lost:
+                break
+        return count
+
+    async def _interrupt(self, lost: Sequence[journal_store.Unfinished]) -> None:
+        for (user_id, thread_id, last_seq), runs in groupby(lost, lambda run: run.thread):
+            with self._threads.entered(user_id, thread_id) as thread:
+                if thread.log is None:
+                    thread.log = self._journal.open(user_id, thread_id, last_seq)
+                for run in runs:
+                    origin = Origin.of_ids(user_id, thread_id, run.run_id)
+                    change = journal_store.RunChange(run.run_id, "interrupted", started=False)
+                    payload = {"reason": INTERRUPTED}
+                    await self._journal.append(origin, "run_interrupted", payload, change=change)
+                    await self._journal.committed(origin)
+
+
+def _fingerprint(ask: Ask) -> bytes:
+    """Return the hash of what was asked, which tells a repeat from another use of the same key."""
+    asked = [ask.thread_id, ask.content, ask.agent, ask.on_conflict, ask.on_disconnect]
+    return hashlib.sha256(encode_json(asked)).digest()
+
+

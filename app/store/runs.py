@@ -1,0 +1,121 @@
+"""Runs and idempotency keys, as their user sees them."""
+
+from __future__ import annotations
+
+from datetime import datetime  # noqa: TC003  # msgspec reads the annotations at run time
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from nurseries.postgres.scoped import Statement
+
+if TYPE_CHECKING:
+    from nurseries.postgres.scoped import ScopedDatabase
+
+
+@attrs.frozen
+class RunRow:
+    """A run as the protocol shows it."""
+
+    run_id: str
+    thread_id: str
+    status: str
+    agent: str
+    created_at: datetime
+    started_at: datetime | None
+    ended_at: datetime | None
+    output: str | None
+    error_code: str | None
+    error_message: str | None
+    usage: dict[str, Any] | None
+
+
+@attrs.frozen
+class NewRun:
+    """A run and the message that starts it, as they are accepted."""
+
+    run_id: str
+    thread_id: str
+    agent: str
+    message_id: str
+    content: str
+
+
+@attrs.frozen
+class Key:
+    """An idempotency key: what was asked, as a hash, and what was answered, as JSON text."""
+
+    key: str
+    fingerprint: bytes
+    answer: str
+
+
+_INSERT = """
+run AS (
+    INSERT INTO runs (run_id, thread_id, user_id, agent, status)
+    SELECT $1::uuid, $2::uuid, app_user_id(), $3, 'queued' FROM go RETURNING 1
+), message AS (
+    INSERT INTO messages (message_id, thread_id, user_id, run_id, role, content)
+    SELECT $4::uuid, $2::uuid, app_user_id(), $1::uuid, 'user', $5 FROM go RETURNING 1
+)
+SELECT (SELECT count(*) FROM run), (SELECT count(*) FROM message)
+"""
+_ACCEPT = "WITH go AS (SELECT 1), " + _INSERT
+_ACCEPT_ONCE = (
+    "WITH go AS ("
+    " INSERT INTO idempotency_keys (user_id, key, fingerprint, answer)"
+    " VALUES (app_user_id(), $6, $7, $8::jsonb) ON CONFLICT DO NOTHING RETURNING 1), " + _INSERT
+)
+_LAST_SEQ = "SELECT max(last_seq) FROM events WHERE thread_id = $1::uuid"
+
+
+async def accept(database: ScopedDatabase, new: NewRun, key: Key | None) -> tuple[bool, int]:
+    """Make a message and its run durable, once for each key, in one round trip.
+
+    Returns:
+        Whether it is new (False: the key was used before and nothing was written), and the number of the
+        thread's last event.
+
+    Raises:
+        ForeignKeyMissing: this user has no such thread.
+    """
+    params: tuple[object, ...] = (new.run_id, new.thread_id, new.agent, new.message_id, new.content)
+    if key is None:
+        insert = Statement(_ACCEPT, params)
+    else:
+        insert = Statement(_ACCEPT_ONCE, (*params, key.key, key.fingerprint, key.answer))
+    inserted, last_seq = await database.batch([insert, Statement(_LAST_SEQ, (new.thread_id,))])
+    return inserted[0][0] == 1, last_seq[0][0] or 0
+
+
+async def stored_answer(database: ScopedDatabase, key: str) -> tuple[bytes, Any] | None:
+    """Return the fingerprint and the answer stored under a key."""
+    row = await database.fetch_one("SELECT fingerprint, answer FROM idempotency_keys WHERE key = $1", key)
+    return None if row is None else (row[0], row[1])
+
+
+async def store_answer(database: ScopedDatabase, key: Key) -> bool:
+    """Reserve a key with its answer; False if it was used before."""
+    row = await database.fetch_one(
+        "INSERT INTO idempotency_keys (user_id, key, fingerprint, answer)"
+        " VALUES (app_user_id(), $1, $2, $3::jsonb) ON CONFLICT DO NOTHING RETURNING 1",
+        key.key,
+        key.fingerprint,
+        key.answer,
+    )
+    return row is not None
+
+
+async def get(database: ScopedDatabase, run_id: str) -> RunRow | None:
+    """Return one run."""
+    row = await database.fetch_one(
+        "SELECT run_id::text, thread_id::text, status, agent, created_at, started_at, ended_at,"
+        " output, error_code, error_message, usage FROM runs WHERE run_id = $1::uuid",
+        run_id,
+    )
+    return None if row is None else RunRow(*row)
+
+
+async def remove_messages(database: ScopedDatabase, run_id: str) -> None:
+    """Remove what was said in a run, on both sides."""
+    await database.fetch("DELETE FROM messages WHERE run_id = $1::uuid", run_id)

@@ -1,0 +1,100 @@
+"""Threads and their messages, as their user sees them."""
+
+from __future__ import annotations
+
+from datetime import datetime  # noqa: TC003  # msgspec reads the annotations at run time
+from typing import TYPE_CHECKING
+
+import attrs
+
+if TYPE_CHECKING:
+    from nurseries.postgres.scoped import ScopedDatabase
+
+
+@attrs.frozen
+class Thread:
+    """A conversation; `last_seq` is the number of its last event."""
+
+    thread_id: str
+    title: str
+    created_at: datetime
+    last_seq: int
+
+
+@attrs.frozen
+class Message:
+    """What one side said in one run."""
+
+    message_id: str
+    role: str
+    content: str
+    run_id: str
+    created_at: datetime
+
+
+_THREAD = (
+    "thread_id::text, title, created_at,"
+    " coalesce((SELECT max(last_seq) FROM events WHERE events.thread_id = threads.thread_id), 0)"
+)
+
+
+async def create(database: ScopedDatabase, thread_id: str, title: str) -> Thread:
+    """Add a thread."""
+    rows = await database.fetch(
+        "INSERT INTO threads (thread_id, user_id, title) VALUES ($1::uuid, app_user_id(), $2)"
+        " RETURNING thread_id::text, title, created_at, 0::bigint",
+        thread_id,
+        title,
+    )
+    return Thread(*rows[0])
+
+
+async def get(database: ScopedDatabase, thread_id: str) -> Thread | None:
+    """Return one thread."""
+    row = await database.fetch_one(f"SELECT {_THREAD} FROM threads WHERE thread_id = $1::uuid", thread_id)  # noqa: S608  # a constant
+    return None if row is None else Thread(*row)
+
+
+async def page(database: ScopedDatabase, limit: int, before: str | None) -> list[Thread]:
+    """Return up to `limit` threads made before the thread `before`, newest first."""
+    rows = await database.fetch(
+        f"SELECT {_THREAD} FROM threads WHERE $1::uuid IS NULL OR thread_id < $1::uuid"  # noqa: S608  # a constant
+        " ORDER BY thread_id DESC LIMIT $2::int",
+        before,
+        limit,
+    )
+    return [Thread(*row) for row in rows]
+
+
+async def rename(database: ScopedDatabase, thread_id: str, title: str) -> Thread | None:
+    """Change the title."""
+    row = await database.fetch_one(
+        f"UPDATE threads SET title = $2 WHERE thread_id = $1::uuid RETURNING {_THREAD}",  # noqa: S608  # a constant
+        thread_id,
+        title,
+    )
+    return None if row is None else Thread(*row)
+
+
+async def delete(database: ScopedDatabase, thread_id: str) -> bool:
+    """Remove the thread with all that belongs to it."""
+    row = await database.fetch_one("DELETE FROM threads WHERE thread_id = $1::uuid RETURNING 1", thread_id)
+    return row is not None
+
+
+async def messages(
+    database: ScopedDatabase, thread_id: str, limit: int, before: str | None
+) -> list[Message] | None:
+    """Return the last `limit` messages before the message `before`, oldest first; None without such a thread."""
+    if await get(database, thread_id) is None:
+        return None
+    rows = await database.fetch(
+        "SELECT message_id::text, role, content, run_id::text, created_at FROM messages"
+        " WHERE thread_id = $1::uuid AND ($2::uuid IS NULL OR position <"
+        " (SELECT position FROM messages WHERE message_id = $2::uuid AND thread_id = $1::uuid))"
+        " ORDER BY position DESC LIMIT $3::int",
+        thread_id,
+        before,
+        limit,
+    )
+    return [Message(*row) for row in reversed(rows)]
