@@ -1,6 +1,8 @@
 """Fixtures for all tests: one PostgreSQL for the run, and a database of its own for each test that asks."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -66,11 +68,19 @@ class Database:
         return self.access.journal
 
 
+def roomy_directory() -> str:
+    """Where to put databases: in memory, if a gigabyte is free there, for a cluster is a thousand files."""
+    memory = Path("/dev/shm")
+    if os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > 2**30:
+        return str(memory)
+    return tempfile.gettempdir()
+
+
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     """One PostgreSQL for the whole run, without durability."""
     with subprocess.Popen(
-        [sys.executable, Path(__file__).parent / "fixtures" / "cluster.py"],
+        [sys.executable, Path(__file__).parent / "fixtures" / "cluster.py", roomy_directory()],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         start_new_session=True,
@@ -103,7 +113,7 @@ def empty_database(cluster: Cluster) -> Iterator[str]:
 @pytest.fixture
 def data_dir() -> Iterator[Path]:
     """A place for a server's data. Unlike `tmp_path` it can be passed by every account, and its path is short."""
-    with tempfile.TemporaryDirectory(prefix="nurseries-test-") as place:
+    with tempfile.TemporaryDirectory(prefix="nurseries-test-", dir=roomy_directory()) as place:
         Path(place).chmod(0o711)
         yield Path(place, "data")
 
