@@ -1,0 +1,53 @@
+"""JSON bodies into classes, and back. What is strict about them is stated in `app.wire.codec`."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final, TypeVar
+
+import msgspec
+from quart import Response, request
+
+from app.errors import BadJson, InvalidField
+from app.wire.codec import BadFrame, BadJSON, convert, decode_json, encode_json
+
+
+class Body(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Base of every request body: a field that it does not name is refused, `user_id` first of all."""
+
+
+class Empty(Body, frozen=True):
+    """The body of a call that takes none."""
+
+
+B = TypeVar("B", bound=Body)
+
+# msgspec and the codec end their messages with the place: "... - at `$.email`", "... field `email`".
+_PLACE: Final = re.compile(r"`(?:\$\.?)?([^`]*)`$")
+
+
+def decode_body(data: bytes, target: type[B]) -> B:
+    """Return `data` as `target`; no bytes at all stand for an empty object.
+
+    Raises:
+        BadJson: not one strict JSON document.
+        InvalidField: a field is missing, unknown, of the wrong type, or holds text that cannot be stored.
+    """
+    try:
+        return convert(decode_json(data or b"{}"), target)
+    except BadJSON as error:
+        raise BadJson(str(error)) from error
+    except BadFrame as error:
+        place = _PLACE.search(str(error))
+        raise InvalidField(place[1] if place else "", str(error)) from error
+
+
+async def read_body(target: type[B]) -> B:
+    """Return the body of the current request as `target`; raises as `decode_body` does."""
+    data = await request.get_data(cache=False, as_text=False, parse_form_data=False)
+    return decode_body(data, target)
+
+
+def json_response(document: Any, status: int = 200) -> Response:
+    """Return `document`, a mapping or an attrs or msgspec instance, as a JSON response."""
+    return Response(encode_json(document), status, content_type="application/json")
