@@ -9,7 +9,7 @@ from typing import Annotated, Final
 import trio
 from cyclopts import Parameter
 
-from app.cli.client import ClientError, open_api
+from app.cli.client import ClientError, leaves, open_api
 from app.cli.conversation import INTERRUPTED, Conversation
 from app.cli.credentials import authenticate
 from app.cli.link import Link
@@ -69,7 +69,9 @@ async def chat_command(  # noqa: PLR0913  a command has as many parameters as fl
             await _talk(conversation, link, once, interactive=interactive)
             code = conversation.exit_code
     except* ClientError as group:
-        code = _explain(group, terminal)
+        for error in leaves(group):
+            terminal.error(str(error))
+            code = error.exit_code
     except* KeyboardInterrupt:
         code = INTERRUPTED
     except* BrokenPipeError:
@@ -88,14 +90,3 @@ async def _talk(conversation: Conversation, link: Link, once: str | None, *, int
         else:
             await conversation.converse(Lines(sys.stdin.fileno()), interactive=interactive)
         nursery.cancel_scope.cancel()
-
-
-def _explain(group: BaseExceptionGroup[ClientError], terminal: Terminal) -> int:
-    code = 1
-    for error in group.exceptions:
-        if isinstance(error, BaseExceptionGroup):
-            code = _explain(error, terminal)
-        else:
-            terminal.error(str(error))
-            code = error.exit_code
-    return code

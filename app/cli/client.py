@@ -14,13 +14,16 @@ import msgspec
 import trio
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
 
 CALL_SECONDS: Final = 30.0
 """How long one HTTP call may take, every byte of it."""
 
 EARLY_SECONDS: Final = 30.0
 """A token this close to its end is renewed before it is used."""
+
+ABNORMAL: Final = 1006
+"""The close code that stands for a connection which ended without one (RFC 6455, 7.1.5)."""
 
 T = TypeVar("T")
 
@@ -32,6 +35,16 @@ class ClientError(Exception):
     """Something that stops a client; `exit_code` is what its process ends with."""
 
     exit_code: ClassVar[int] = 1
+
+
+class Closed(ClientError):
+    """The socket is closed; `code` is the peer's, or `ABNORMAL`."""
+
+    exit_code = 4
+
+    def __init__(self, code: int, reason: str = "") -> None:
+        super().__init__(f"the socket was closed with {code}{f' ({reason})' if reason else ''}")
+        self.code = code
 
 
 class Unreachable(ClientError):
@@ -60,6 +73,15 @@ class NotAuthenticated(ClientError):
     """There is no way to log in with what is at hand."""
 
     exit_code = 3
+
+
+def leaves(group: BaseExceptionGroup[ClientError]) -> Iterator[ClientError]:
+    """Return the errors of a group, however deep they lie."""
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from leaves(error)
+        else:
+            yield error
 
 
 # -- values ------------------------------------------------------------------------------------------

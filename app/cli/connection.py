@@ -13,7 +13,7 @@ import msgspec
 import trio
 import trio_websocket
 
-from app.cli.client import ClientError, Unreachable, refusal, tls_context
+from app.cli.client import ABNORMAL, Closed, Unreachable, refusal, tls_context
 from app.cli.frames import Frame, decode
 
 if TYPE_CHECKING:
@@ -23,17 +23,6 @@ SUBPROTOCOL: Final = "nurseries.v1"
 CONNECT_SECONDS: Final = 15.0
 GOODBYE_SECONDS: Final = 2.0
 """How long the closing handshake may take before the stream is simply dropped."""
-
-ABNORMAL: Final = 1006
-"""The close code that stands for a connection which ended without one (RFC 6455, 7.1.5)."""
-
-
-class Closed(ClientError):
-    """The socket is closed; `code` is the peer's, or 1006 where the connection broke."""
-
-    def __init__(self, code: int, reason: str = "") -> None:
-        super().__init__(f"the socket was closed with {code}{f' ({reason})' if reason else ''}")
-        self.code = code
 
 
 class Connection:

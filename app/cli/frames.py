@@ -48,6 +48,7 @@ class Frame(msgspec.Struct, frozen=True):
     code: str = ""
     message: str = ""
     in_reply_to: str | None = None
+    retry_after: float | None = None
 
     @property
     def is_event(self) -> bool:

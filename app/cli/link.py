@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Final, Protocol
 import attrs
 import trio
 
-from app.cli.client import ClientError, Refused, Unreachable
-from app.cli.connection import ABNORMAL, Closed, Connection, open_connection
+from app.cli.client import ABNORMAL, ClientError, Closed, Refused, Unreachable
+from app.cli.connection import Connection, open_connection
 from app.cli.frames import Cursor, Frame
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager, suppress
 import attrs
 import h11
 import trio
+from websockets.exceptions import InvalidState
 from websockets.frames import Opcode
 from websockets.server import ServerProtocol
 
@@ -100,7 +101,7 @@ class ScriptedServer:
         log.append(envelope)
         for socket in list(self.sockets):
             if socket.user_id == user_id:
-                with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                with suppress(trio.BrokenResourceError, trio.ClosedResourceError, InvalidState):
                     await self.on_event(socket, envelope)
 
     async def run(self, user_id, thread_id, run_id, content, client_id):
