@@ -64,7 +64,7 @@ class _UserShare:
     """One user's limiter, kept while anybody holds or awaits a lease of that user."""
 
     limiter: trio.CapacityLimiter
-    interested: int = 0
+    leases: int = 0
     waiting: int = 0
 
 
@@ -78,6 +78,7 @@ class Budget:
         self._users: dict[str, _UserShare] = {}
         self._leases: set[Lease] = set()
         self._waiting = 0
+        self._contenders = 0
         self._peak = 0
         self._timeouts = 0
         self._refused = 0
@@ -97,27 +98,68 @@ class Budget:
 
     async def acquire(self, user_id: str) -> Lease:
         """Return a lease that the caller must `release`; `lease()` does both."""
-        share = self._users.get(user_id)
-        if share is None:
-            share = self._users[user_id] = _UserShare(trio.CapacityLimiter(self._limits.per_user))
-        lease = Lease(user_id, trio.current_time())
-        share.interested += 1
         try:
-            await self._acquire_both(share, lease)
-        except BaseException:
-            self._forget(share, user_id)
+            return self.acquire_nowait(user_id)
+        except trio.WouldBlock:
+            pass
+        share = self._share(user_id)
+        if self._waiting >= self._limits.waiters or share.waiting >= self._limits.waiters_per_user:
+            self._refused += 1
+            self._forget_if_unused(share, user_id)
+            raise PoolExhausted(f"{self._name}: too many are waiting already")
+        lease = Lease(user_id, trio.current_time())
+        self._waiting += 1
+        share.waiting += 1
+        try:
+            with trio.move_on_after(self._limits.wait_seconds) as scope:
+                await self._acquire_both(share, lease)
+                return self._hold(share, lease)
+        finally:
+            self._waiting -= 1
+            share.waiting -= 1
+            self._forget_if_unused(share, user_id)
+        assert scope.cancelled_caught
+        self._timeouts += 1
+        raise PoolExhausted(f"{self._name}: nothing came free in {self._limits.wait_seconds:g} s")
+
+    def acquire_nowait(self, user_id: str) -> Lease:
+        """Return a lease if one is free for this user and nobody waits for it. It costs no pass of the scheduler.
+
+        Raises:
+            trio.WouldBlock: none is.
+        """
+        share = self._share(user_id)
+        lease = Lease(user_id, trio.current_time())
+        try:
+            share.limiter.acquire_on_behalf_of_nowait(lease)
+            try:
+                self._global.acquire_on_behalf_of_nowait(lease)
+            except trio.WouldBlock:
+                share.limiter.release_on_behalf_of(lease)
+                raise
+        except trio.WouldBlock:
+            self._forget_if_unused(share, user_id)
             raise
-        self._leases.add(lease)
-        self._peak = max(self._peak, len(self._leases))
-        return lease
+        return self._hold(share, lease)
 
     def release(self, lease: Lease) -> None:
         """Give a lease back. The next waiter is woken; synchronous, so it cannot be interrupted."""
         self._leases.remove(lease)
         share = self._users[lease.user_id]
+        share.leases -= 1
         self._global.release_on_behalf_of(lease)
         share.limiter.release_on_behalf_of(lease)
-        self._forget(share, lease.user_id)
+        self._forget_if_unused(share, lease.user_id)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the limit that all share is reached."""
+        return len(self._leases) >= self._limits.total
+
+    @property
+    def is_contended(self) -> bool:
+        """Whether somebody waits for the limit that all share, rather than for their own."""
+        return self._contenders > 0
 
     def statistics(self) -> BudgetStatistics:
         """Return the counts at this instant."""
@@ -135,43 +177,29 @@ class Budget:
         """Return the leases that are out, for inspection."""
         return tuple(self._leases)
 
-    def _forget(self, share: _UserShare, user_id: str) -> None:
-        share.interested -= 1
-        if not share.interested:
+    def _share(self, user_id: str) -> _UserShare:
+        share = self._users.get(user_id)
+        if share is None:
+            share = self._users[user_id] = _UserShare(trio.CapacityLimiter(self._limits.per_user))
+        return share
+
+    def _forget_if_unused(self, share: _UserShare, user_id: str) -> None:
+        if not share.leases and not share.waiting:
             del self._users[user_id]
 
-    async def _acquire_both(self, share: _UserShare, lease: Lease) -> None:
-        if self._acquire_both_nowait(share, lease):
-            return
-        if self._waiting >= self._limits.waiters or share.waiting >= self._limits.waiters_per_user:
-            self._refused += 1
-            raise PoolExhausted(f"{self._name}: too many are waiting already")
-        self._waiting += 1
-        share.waiting += 1
-        try:
-            with trio.move_on_after(self._limits.wait_seconds) as scope:
-                await share.limiter.acquire_on_behalf_of(lease)
-                try:
-                    await self._global.acquire_on_behalf_of(lease)
-                except BaseException:
-                    share.limiter.release_on_behalf_of(lease)
-                    raise
-        finally:
-            self._waiting -= 1
-            share.waiting -= 1
-        if scope.cancelled_caught:
-            self._timeouts += 1
-            raise PoolExhausted(f"{self._name}: nothing came free in {self._limits.wait_seconds:g} s")
+    def _hold(self, share: _UserShare, lease: Lease) -> Lease:
+        share.leases += 1
+        self._leases.add(lease)
+        self._peak = max(self._peak, len(self._leases))
+        return lease
 
-    def _acquire_both_nowait(self, share: _UserShare, lease: Lease) -> bool:
-        """Take both limits without a pause. This is the common case: it costs no pass of the scheduler."""
+    async def _acquire_both(self, share: _UserShare, lease: Lease) -> None:
+        await share.limiter.acquire_on_behalf_of(lease)
+        self._contenders += 1
         try:
-            share.limiter.acquire_on_behalf_of_nowait(lease)
-        except trio.WouldBlock:
-            return False
-        try:
-            self._global.acquire_on_behalf_of_nowait(lease)
-        except trio.WouldBlock:
+            await self._global.acquire_on_behalf_of(lease)
+        except BaseException:
             share.limiter.release_on_behalf_of(lease)
-            return False
-        return True
+            raise
+        finally:
+            self._contenders -= 1
