@@ -47,8 +47,6 @@ _STOP_STEPS: Final = (
     (signal.SIGQUIT, 3.0),
     (signal.SIGKILL, 2.0),
 )  # fast, immediate, forced
-_RESTARTS: Final = 5
-_RESTART_WINDOW: Final = 60.0
 _LOG_CHECK_SECONDS: Final = 60.0
 
 
@@ -63,6 +61,7 @@ class EmbeddedPostgres:
         self._cluster = cluster
         self._settings = {**SETTINGS, **settings, "unix_socket_directories": str(cluster.socket_directory)}
         self._process: ChildProcess | None = None
+        self._ready = trio.Event()
         self.restarts = 0
 
     def conninfo(self, dbname: str = "postgres", user: str = "postgres") -> str:
@@ -85,17 +84,22 @@ class EmbeddedPostgres:
         assert self._process is not None
         return await self._process.wait()
 
-    async def supervise(self) -> None:
+    async def wait_ready(self) -> None:
+        """Wait until PostgreSQL takes connections; it does unless `supervise` is starting it again."""
+        await self._ready.wait()
+
+    async def supervise(self, *, restarts: int = 5, window: float = 60.0) -> None:
         """Start PostgreSQL again whenever it ends by itself, and keep its log short. Runs until cancelled.
 
         Raises:
-            Fault: it ended more than 5 times in 60 s, so starting it again does not help.
+            Fault: it ended more than `restarts` times in `window` seconds, so to start it again does not help.
         """
-        crashes: deque[float] = deque(maxlen=_RESTARTS + 1)
+        crashes: deque[float] = deque(maxlen=restarts + 1)
         while True:
             status = await self._wait_and_bound_log()
+            self._ready = trio.Event()
             crashes.append(trio.current_time())
-            if len(crashes) > _RESTARTS and crashes[-1] - crashes[0] < _RESTART_WINDOW:
+            if len(crashes) > restarts and crashes[-1] - crashes[0] < window:
                 raise Fault(
                     f"PostgreSQL keeps ending, now with status {status}; see {self._cluster.log_path}"
                 )
@@ -121,31 +125,37 @@ class EmbeddedPostgres:
         Raises:
             StartupFailed: it ended, or was not ready within a minute; the message has the end of its log.
         """
-        cluster = self._cluster
-        options = [part for name, value in self._settings.items() for part in ("-c", f"{name}={value}")]
-        with cluster.open_log() as log:
-            offset = log.tell()
-            self._process = ChildProcess(
-                [cluster.installation.program("postgres"), "-D", cluster.files, *options],
-                account=cluster.account,
-                environment=environment(),
-                log=log,
-                death_signal=signal.SIGINT,
-            )
+        process, offset = self._spawn()
         pause = 0.002
         with trio.move_on_after(_START_SECONDS):
-            while self._process.status is None:
-                if cluster.is_ready(self._process.pid):
+            while process.status is None:
+                if self._cluster.is_ready(process.pid):
+                    self._ready.set()
                     return
                 await trio.sleep(pause)  # PostgreSQL tells nobody when it is ready, but writes it to a file
                 pause = min(pause * 1.2, 0.05)
-        how = (
-            "did not become ready"
-            if self._process.status is None
-            else f"ended with status {self._process.status}"
-        )
+        how = "was not ready in time" if process.status is None else f"ended with status {process.status}"
         await self.stop()
-        raise StartupFailed(f"PostgreSQL {how}; the end of {cluster.log_path}:\n{cluster.log_tail(offset)}")
+        tail = self._cluster.log_tail(offset)
+        raise StartupFailed(f"PostgreSQL {how}; the end of {self._cluster.log_path}:\n{tail}")
+
+    def _spawn(self) -> tuple[ChildProcess, int]:
+        """Start the process, and return it with the place in the log where it begins."""
+        cluster = self._cluster
+        options = [part for name, value in self._settings.items() for part in ("-c", f"{name}={value}")]
+        try:
+            with cluster.open_log() as log:
+                offset = log.tell()
+                self._process = ChildProcess(
+                    [cluster.installation.program("postgres"), "-D", cluster.files, *options],
+                    account=cluster.account,
+                    environment=environment(),
+                    log=log,
+                    death_signal=signal.SIGINT,
+                )
+        except OSError as error:
+            raise StartupFailed(f"cannot start PostgreSQL: {error}") from error
+        return self._process, offset
 
     async def stop(self) -> None:
         """End it within 20 s, gently if it can be (`open_embedded` does)."""
