@@ -143,6 +143,7 @@ OUTCOMES: Final[Mapping[type[BaseException], Outcome]] = MappingProxyType(
         kernel.Unavailable: Outcome(503, None, "database_unavailable"),
         kernel.PoolExhausted: Outcome(503, None, "pool_exhausted"),
         kernel.Draining: Outcome(503, 1012, "draining"),
+        kernel.TooManySessions: Outcome(429, 1008, "rate_limited"),
         kernel.StatementTimeout: Outcome(504, None, "internal"),
         # ours
         BadJson: Outcome(400, None, "bad_json"),

@@ -6,9 +6,19 @@ import hashlib
 import secrets
 from typing import Final, Literal
 
+import attrs
+
 SECRET_BYTES: Final = 32
 
 Kind = Literal["refresh", "ticket", "signin"]
+
+
+@attrs.frozen
+class Ticket:
+    """Opens one socket within `expires_in` seconds."""
+
+    ticket: str
+    expires_in: int
 
 
 def new_secret() -> str:

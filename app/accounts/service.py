@@ -7,86 +7,34 @@ once, whatever the tokens themselves still say.
 
 from __future__ import annotations
 
-import re
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final, Literal
 
-import attrs
-import structlog
-
 from app.accounts import emails
+from app.accounts.audit import SecurityEvent, log_event
 from app.accounts.identity import Identity
 from app.accounts.login_guard import LoginGuard
-from app.accounts.one_time import digest, new_secret
-from app.accounts.passwords import NO_PASSWORD, Passwords, check_strength
+from app.accounts.one_time import Ticket, digest, new_secret
+from app.accounts.passwords import Passwords
 from app.accounts.sessions import LiveSessions
-from app.accounts.tokens import AccessTokens
-from app.errors import (
-    EmailTaken,
-    InvalidField,
-    InvalidGrant,
-    LoginFailed,
-    NotFound,
-    RegistrationClosed,
-    Unauthenticated,
-)
-from app.store.accounts import Account, AccountStore
+from app.accounts.tokens import AccessTokens, TokenPair
+from app.accounts.users import Users
+from app.errors import InvalidGrant, LoginFailed, NotFound, RegistrationClosed, Unauthenticated
+from app.store.accounts import AccountStore
 from nurseries.ids import new_id
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Callable
 
     from app.accounts.settings import AccountSettings
-    from app.store.accounts import LiveSession, Revoked
+    from app.store.accounts import LiveSession
     from nurseries.postgres.scoped import Database
 
 FIRST_USER: Final = "admin@localhost"
 ADMIN: Final = "admin"
 
-_ROLE: Final = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 _SWEEP_ROWS: Final = 1000
-
-logger = structlog.get_logger(__name__)
-
-
-@attrs.frozen
-class TokenPair:
-    """What a login, a refresh or a sign-in code is answered with. `expires_in` is of the access token, in seconds."""
-
-    access_token: str
-    refresh_token: str
-    expires_in: int
-    token_type: str = "Bearer"  # noqa: S105  # the name of a scheme
-
-
-@attrs.frozen
-class Ticket:
-    """Opens one socket within `expires_in` seconds."""
-
-    ticket: str
-    expires_in: int
-
-
-@attrs.frozen
-class SecurityEvent:
-    """Something that an honest client does not do, for the audit trail.
-
-    Attributes:
-        kind: `refresh_token_reused`, `ticket_reused`, `signin_code_reused` or `credential_mismatch`.
-        user_id: whose credential it was.
-        session_id: of which login.
-        presented_by: the user who came with it, where that is known and another one.
-    """
-
-    kind: str
-    user_id: str
-    session_id: str
-    presented_by: str | None = None
-
-
-def _log(event: SecurityEvent) -> None:
-    logger.warning("security event", **attrs.asdict(event))
 
 
 def _utc_now() -> datetime:
@@ -99,6 +47,7 @@ class AccountService:
     Attributes:
         settings: as given.
         live: who is told when a session is revoked.
+        users: what an administrator may do.
     """
 
     def __init__(  # noqa: PLR0913  # wired in one place, all by keyword
@@ -108,7 +57,7 @@ class AccountService:
         key: bytes,
         settings: AccountSettings,
         live: LiveSessions | None = None,
-        audit: Callable[[SecurityEvent], None] = _log,
+        audit: Callable[[SecurityEvent], None] = log_event,
         now: Callable[[], datetime] = _utc_now,
     ) -> None:
         """Wire the service; nothing runs until a method is called.
@@ -133,6 +82,7 @@ class AccountService:
         )
         self._audit = audit
         self._now = now
+        self.users = Users(self._store, self._passwords, self.live, now)
 
     # -- what anybody may ask ------------------------------------------------------------------------
 
@@ -144,7 +94,7 @@ class AccountService:
         """
         if not self.settings.registration:
             raise RegistrationClosed("new accounts are made by an administrator here")
-        return await self.add_user(email, password)
+        return await self.users.add(email, password)
 
     async def login(self, email: str, password: str, *, address: str) -> TokenPair:
         """Open a session. Its id is always a new one.
@@ -176,11 +126,12 @@ class AccountService:
         Raises:
             InvalidGrant
         """
-        now, successor = self._now(), new_secret()
+        now, successor, reason = self._now(), new_secret(), "refresh token used twice"
         session, revoked = await self._store.rotate(
-            digest("refresh", refresh_token), digest("refresh", successor), "refresh token used twice", now
+            digest("refresh", refresh_token), digest("refresh", successor), reason, now
         )
-        for ended in self._end(revoked, "refresh token used twice"):
+        for ended in revoked:
+            self.live.revoke([ended.session_id], reason)
             self._audit(SecurityEvent("refresh_token_reused", ended.user_id, ended.session_id))
         if session is None:
             raise InvalidGrant("the refresh token is unknown, used, expired or revoked")
@@ -264,7 +215,8 @@ class AccountService:
     async def logout(self, identity: Identity) -> None:
         """End the session and close its sockets."""
         reason = "logged out"
-        self._end(await self._store.revoke_session(identity.session_id, reason, self._now()), reason)
+        await self._store.revoke_session(identity.session_id, reason, self._now())
+        self.live.revoke([identity.session_id], reason)
 
     async def ticket(self, identity: Identity) -> Ticket:
         """Return a new ticket of the session."""
@@ -274,50 +226,15 @@ class AccountService:
         )
         return Ticket(ticket, seconds)
 
-    # -- administration ------------------------------------------------------------------------------
-
-    async def add_user(self, email: str, password: str, roles: Sequence[str] = ()) -> str:
-        """Make an account and return its user id.
-
-        Raises:
-            InvalidEmail, WeakPassword, InvalidField, EmailTaken, Busy
-        """
-        emails.check_email(email)
-        check_strength(password, email)
-        return await self._insert(email, await self._passwords.hash(password), roles)
-
-    async def disable_user(self, email: str) -> None:
-        """Let the user do nothing more; their sockets close at once, on every server.
-
-        Raises:
-            NotFound
-        """
-        reason = "user disabled"
-        revoked = await self._store.disable_user(emails.email_key(email), reason, self._now())
-        if revoked is None:
-            raise NotFound(f"no user {email!r}")
-        self._end(revoked, reason)
-
-    async def set_roles(self, email: str, roles: Sequence[str]) -> None:
-        """Replace the user's roles; they hold from the next request on.
-
-        Raises:
-            InvalidField, NotFound
-        """
-        if not await self._store.set_roles(emails.email_key(email), _checked_roles(roles)):
-            raise NotFound(f"no user {email!r}")
+    # -- signing in without a password ----------------------------------------------------------------
 
     async def create_first_user(self) -> str | None:
         """Return a sign-in code for a new administrator, or None where there is any user already.
 
         The user has no password: `nurseries serve` prints the code as a link, once.
         """
-        if await self._store.any_user():
+        if not await self.users.add_first(FIRST_USER, [ADMIN]):
             return None
-        try:
-            await self._insert(FIRST_USER, NO_PASSWORD, [ADMIN])
-        except EmailTaken:
-            return None  # another server started at the same moment, and printed its link
         return await self.create_signin_code(FIRST_USER)
 
     async def create_signin_code(self, email: str) -> str:
@@ -341,17 +258,13 @@ class AccountService:
         await self._store.add_ticket(digest("signin", code), session_id, account.user_id, expires_at)
         return code
 
+    # -- upkeep --------------------------------------------------------------------------------------
+
     async def remove_expired(self) -> bool:
         """Remove a bounded number of expired rows; True when there may be more."""
         return await self._store.remove_expired(self._now(), _SWEEP_ROWS) >= _SWEEP_ROWS
 
     # -- inside --------------------------------------------------------------------------------------
-
-    async def _insert(self, email: str, password_hash: str, roles: Sequence[str]) -> str:
-        account = Account(new_id(), email, tuple(_checked_roles(roles)), password_hash)
-        if not await self._store.add_user(account, emails.email_key(email), self._now()):
-            raise EmailTaken("this address has an account already")
-        return account.user_id
 
     async def _open(self, user_id: str) -> TokenPair:
         now, refresh_token = self._now(), new_secret()
@@ -376,11 +289,6 @@ class AccountService:
             self._audit(SecurityEvent(event, user_id, session_id))
         return session
 
-    def _end(self, revoked: list[Revoked], reason: str) -> list[Revoked]:
-        for session in revoked:
-            self.live.revoke(session.session_id, reason)
-        return revoked
-
     def _in(self, seconds: float) -> datetime:
         return self._now() + timedelta(seconds=seconds)
 
@@ -391,10 +299,3 @@ def _identity(session: LiveSession, expires_at: datetime) -> Identity:
 
 def _mismatch(owner: LiveSession | Identity, presented_by: str) -> SecurityEvent:
     return SecurityEvent("credential_mismatch", owner.user_id, owner.session_id, presented_by)
-
-
-def _checked_roles(roles: Sequence[str]) -> list[str]:
-    for role in roles:
-        if not _ROLE.fullmatch(role):
-            raise InvalidField("roles", f"{role!r} is not the name of a role")
-    return sorted(set(roles))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 logger = structlog.get_logger(__name__)
 
@@ -40,13 +40,15 @@ class LiveSessions:
             if not watches:
                 del self._watches[session_id]
 
-    def revoke(self, session_id: str, reason: str) -> None:
-        """End everything that is open for the session. Harmless when repeated."""
-        for on_revoked in list(self._watches.get(session_id, {}).values()):
-            try:
-                on_revoked(reason)
-            except Exception:
-                logger.exception("a socket could not be told that its session ended", session_id=session_id)
+    def revoke(self, session_ids: Iterable[str], reason: str) -> None:
+        """End everything that is open for the sessions. Harmless when repeated."""
+        for session_id in session_ids:
+            for on_revoked in list(self._watches.get(session_id, {}).values()):
+                try:
+                    on_revoked(reason)
+                except Exception:
+                    # One socket that cannot be told must not save the others of a stolen session.
+                    logger.exception("a socket was not told that its session ended", session_id=session_id)
 
     def watched(self) -> frozenset[str]:
         """Return the sessions that have something open."""

@@ -40,6 +40,16 @@ class AccessClaims:
     expires_at: datetime
 
 
+@attrs.frozen
+class TokenPair:
+    """What a login, a refresh or a sign-in code is answered with. `expires_in` is of the access token, in seconds."""
+
+    access_token: str
+    refresh_token: str
+    expires_in: int
+    token_type: str = "Bearer"  # noqa: S105  # the name of a scheme
+
+
 async def load_or_create_key(owner: Owner) -> bytes:
     """Return the key that signs access tokens: made once, and kept where only the owner of the database reads it."""
     return await secrets.load_or_create(owner, "access_token_key", os.urandom(KEY_BYTES))
@@ -90,7 +100,7 @@ class AccessTokens:
                 options=_CHECKED_HERE,  # type: ignore[arg-type]  # a plain mapping of what its TypedDict lists
             )
             return self._checked(claims, now.timestamp())
-        except (jwt.PyJWTError, ValueError, TypeError, KeyError, RecursionError) as error:
+        except (jwt.PyJWTError, ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             # Its header is parsed before its signature is checked, so whatever parsing can raise, anybody can cause.
             raise Unauthenticated("the access token is not valid") from error
 

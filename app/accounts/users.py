@@ -1,0 +1,86 @@
+"""Who exists, and with which roles: what an administrator decides."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+
+from app.accounts import emails
+from app.accounts.passwords import NO_PASSWORD, Passwords, check_strength
+from app.errors import EmailTaken, InvalidField, NotFound
+from app.store.accounts import Account, AccountStore
+from nurseries.ids import new_id
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from datetime import datetime
+
+    from app.accounts.sessions import LiveSessions
+
+_ROLE: Final = re.compile(r"[a-z][a-z0-9_-]{0,31}")
+
+
+class Users:
+    """The accounts, by email address in any spelling."""
+
+    def __init__(
+        self, store: AccountStore, passwords: Passwords, live: LiveSessions, now: Callable[[], datetime]
+    ) -> None:
+        self._store = store
+        self._passwords = passwords
+        self._live = live
+        self._now = now
+
+    async def add(self, email: str, password: str, roles: Sequence[str] = ()) -> str:
+        """Make an account and return its user id.
+
+        Raises:
+            InvalidEmail, WeakPassword, InvalidField, EmailTaken, Busy
+        """
+        emails.check_email(email)
+        check_strength(password, email)
+        return await self._insert(email, await self._passwords.hash(password), roles)
+
+    async def disable(self, email: str) -> None:
+        """Let the user do nothing more; their sockets close at once, on every server.
+
+        Raises:
+            NotFound
+        """
+        reason = "user disabled"
+        revoked = await self._store.disable_user(emails.email_key(email), reason, self._now())
+        if revoked is None:
+            raise NotFound(f"no user {email!r}")
+        self._live.revoke((session.session_id for session in revoked), reason)
+
+    async def set_roles(self, email: str, roles: Sequence[str]) -> None:
+        """Replace the user's roles; they hold from the next request on.
+
+        Raises:
+            InvalidField, NotFound
+        """
+        if not await self._store.set_roles(emails.email_key(email), _checked_roles(roles)):
+            raise NotFound(f"no user {email!r}")
+
+    async def add_first(self, email: str, roles: Sequence[str]) -> bool:
+        """Make an account without a password, unless there is any account; say whether it was made."""
+        if await self._store.any_user():
+            return False
+        try:
+            await self._insert(email, NO_PASSWORD, roles)
+        except EmailTaken:
+            return False  # another server started at the same moment, and made it
+        return True
+
+    async def _insert(self, email: str, password_hash: str, roles: Sequence[str]) -> str:
+        account = Account(new_id(), email, tuple(_checked_roles(roles)), password_hash)
+        if not await self._store.add_user(account, emails.email_key(email), self._now()):
+            raise EmailTaken("this address has an account already")
+        return account.user_id
+
+
+def _checked_roles(roles: Sequence[str]) -> list[str]:
+    for role in roles:
+        if not _ROLE.fullmatch(role):
+            raise InvalidField("roles", f"{role!r} is not the name of a role")
+    return sorted(set(roles))

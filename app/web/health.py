@@ -1,0 +1,106 @@
+"""How the server is: liveness, readiness, metrics, and what an administrator may see."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import attrs
+from quart import Blueprint, Response
+
+from app.errors import Forbidden
+from app.web.authentication import require_identity
+from app.web.bodies import json_response
+from app.web.metrics import exposition, process_memory
+from nurseries.inspect import nursery_tree
+
+if TYPE_CHECKING:
+    from app.accounts.service import AccountService
+    from app.chat.journal import Journal
+    from app.chat.runs import Runs
+    from nurseries.events import Streams
+    from nurseries.isolation import Isolation
+    from nurseries.request import Kernel
+    from nurseries.server import Server
+    from nurseries.serving import Listener
+
+
+@attrs.frozen(eq=False, kw_only=True)
+class Vitals:
+    """All that a health page looks at."""
+
+    service: AccountService
+    server: Server
+    kernel: Kernel
+    journal: Journal
+    runs: Runs
+    streams: Streams
+    isolation: Isolation
+    listener: Listener
+    metrics: str
+
+    def unready(self) -> list[str]:
+        """Return the reasons why no new work should be sent here."""
+        reasons = []
+        if self.server.state != "ready":
+            reasons.append(self.server.state)
+        statistics = self.kernel.pool.statistics()
+        if statistics.connecting.state == "open":
+            reasons.append("database unavailable")
+        if "open" in {statistics.connecting.state, statistics.queueing.state}:
+            reasons.append("breaker open")
+        return reasons
+
+    def status(self) -> dict[str, Any]:
+        """Return everything that is counted."""
+        return {
+            "health": self.isolation.health,
+            "state": self.server.state,
+            "pool": attrs.asdict(self.kernel.pool.statistics()),
+            "budgets": {"requests": attrs.asdict(self.kernel.budget.statistics())},
+            "breaker": attrs.asdict(self.kernel.pool.statistics().connecting),
+            "sessions": {"open": len(self.server.sessions), "users": self.streams.users},
+            "runs": {"open": len(self.runs), "requests": len(self.kernel.live.requests)},
+            "event_log": attrs.asdict(self.journal.statistics()),
+            "isolation": attrs.asdict(self.isolation),
+            "serving": attrs.asdict(self.listener.statistics()),
+            "memory": process_memory(),
+        }
+
+
+def health_blueprint(vitals: Vitals) -> Blueprint:
+    """Return the routes of the operations; errors are left to `install_problems`."""
+    health = Blueprint("health", __name__)
+
+    @health.get("/health/live")
+    async def live() -> Response:
+        return json_response({"status": "alive"})
+
+    @health.get("/health/ready")
+    async def ready() -> Response:
+        reasons = vitals.unready()
+        if not reasons:
+            return json_response({"status": "ready", "reasons": []})
+        response = json_response({"status": "not ready", "reasons": reasons}, 503)
+        response.headers["Retry-After"] = "1"
+        return response
+
+    @health.get("/metrics")
+    async def metrics() -> Response:
+        if vitals.metrics == "admin":
+            await require_identity(vitals.service, role="admin")
+        elif vitals.metrics == "nobody":
+            raise Forbidden("metrics are switched off")
+        body, content_type = exposition(vitals)
+        return Response(body, content_type=content_type)
+
+    @health.get("/v1/admin/status")
+    async def status() -> Response:
+        await require_identity(vitals.service, role="admin")
+        return json_response(vitals.status())
+
+    @health.get("/v1/admin/nurseries")
+    async def nurseries() -> Response:
+        await require_identity(vitals.service, role="admin")
+        return json_response(nursery_tree(vitals.server.sessions, vitals.kernel.live.requests.values()))
+
+    return health

@@ -1,0 +1,182 @@
+"""Runs over HTTP: start, watch, wait for, cancel; and a thread's events as server-sent events."""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
+
+import trio
+from quart import Blueprint, Response, request
+
+from app.chat.calls import open_call
+from app.chat.dispatch import DEFAULT_AGENT, ThreadHistory
+from app.chat.feed import follow, follow_run
+from app.chat.ids import known
+from app.chat.run import Ask
+from app.errors import InvalidField, NotFound
+from app.web.authentication import require_identity
+from app.web.bodies import Body, Empty, json_response, read_body
+from app.web.idempotency import idempotency_key
+from app.web.sse import event_stream, wants_event_stream
+from app.wire.messages import OnConflict, OnDisconnect  # noqa: TC001  # msgspec reads the annotations
+from nurseries.cleanup import cleanup_scope
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from app.accounts.identity import Identity
+    from app.accounts.service import AccountService
+    from app.chat.run import Run
+    from app.chat.runs import Accepted, Runs
+    from app.store.runs import RunRow
+    from nurseries.events import Event, Streams
+    from nurseries.request import Kernel
+    from nurseries.server import Server
+
+
+class NewRun(Body, frozen=True):
+    """A message to an agent."""
+
+    content: str
+    agent: str | None = None
+    on_conflict: OnConflict = "enqueue"
+    on_disconnect: OnDisconnect = "continue"
+
+
+def runs_blueprint(  # noqa: C901  # one closure a route
+    service: AccountService, kernel: Kernel, runs: Runs, server: Server, streams: Streams
+) -> Blueprint:
+    """Return the routes of the runs; errors are left to `install_problems`."""
+    blueprint = Blueprint("runs", __name__)
+
+    @blueprint.post("/v1/threads/<thread_id>/runs")
+    async def create(thread_id: str) -> Response:
+        identity = await require_identity(service)
+        server.refuse_when_draining()
+        body, wait = await read_body(NewRun), _flag("wait")
+        ask = Ask(
+            thread_id=known(thread_id, "thread"),
+            content=body.content,
+            agent=body.agent or DEFAULT_AGENT,
+            on_conflict=body.on_conflict,
+            on_disconnect=body.on_disconnect,
+            key=idempotency_key(),
+        )
+        async with open_call(kernel, identity.user_id, thread_id=thread_id) as call:
+            accepted = await runs.submit(call, ask, server.requests)
+        if wants_event_stream():
+            return event_stream(_run_events(identity, ask, accepted))
+        if wait:
+            return json_response(await _outcome(identity, ask, accepted))
+        status = accepted.run.status if accepted.run else (await _row(identity, accepted.run_id)).status
+        return json_response({"run_id": accepted.run_id, "status": status}, 202)
+
+    @blueprint.get("/v1/threads/<thread_id>/runs/<run_id>")
+    async def get(thread_id: str, run_id: str) -> Response:
+        identity = await require_identity(service)
+        return json_response(_shown(await _row(identity, run_id, thread_id)))
+
+    @blueprint.post("/v1/threads/<thread_id>/runs/<run_id>/cancel")
+    async def cancel(thread_id: str, run_id: str) -> Response:
+        identity = await require_identity(service)
+        await read_body(Empty)
+        await _row(identity, run_id, thread_id)
+        await runs.cancel(identity.user_id, run_id)
+        row = await _row(identity, run_id, thread_id)
+        return json_response({"run_id": run_id, "status": row.status})
+
+    @blueprint.get("/v1/threads/<thread_id>/events")
+    async def events(thread_id: str) -> Response:
+        identity = await require_identity(service)
+        history = ThreadHistory(kernel, identity.user_id)
+        last_seq = await history.last_seq(known(thread_id, "thread"))
+        after = _cursor()
+        # A cursor that the log never reached cannot be honoured: the client goes on from the log's end.
+        cursor = min(after, last_seq)
+        pages = follow(streams, history, identity.user_id, thread_id, cursor)
+        return event_stream(_watched(identity, pages))
+
+    async def _row(identity: Identity, run_id: str, thread_id: str | None = None) -> RunRow:
+        async with open_call(kernel, identity.user_id) as call:
+            row = await runs.row(call, known(run_id, "run"))
+        if thread_id is not None and row.thread_id != thread_id:
+            raise NotFound("no such run")
+        return row
+
+    async def _outcome(identity: Identity, ask: Ask, accepted: Accepted) -> dict[str, Any]:
+        if accepted.run is not None:
+            try:
+                await accepted.run.done.wait()
+            finally:
+                await _left(ask, accepted.run)
+        row = await _row(identity, accepted.run_id)
+        return {"run_id": row.run_id, "status": row.status, "output": row.output, **_error(row)}
+
+    async def _run_events(identity: Identity, ask: Ask, accepted: Accepted) -> AsyncIterator[Sequence[Event]]:
+        history = ThreadHistory(kernel, identity.user_id)
+        pages = follow_run(streams, history, identity.user_id, ask.thread_id, accepted.after, accepted.run_id)
+        try:
+            async with aclosing(_watched(identity, pages)) as watched:
+                async for page in watched:
+                    yield page
+        finally:
+            if accepted.run is not None:
+                await _left(ask, accepted.run)
+
+    async def _watched(
+        identity: Identity, pages: AsyncIterator[Sequence[Event]]
+    ) -> AsyncIterator[Sequence[Event]]:
+        """Pass the pages on until the identity's session ends, which ends the stream."""
+        scope = trio.CancelScope()
+        async with service.watching(identity, lambda _reason: scope.cancel()), aclosing(pages):  # type: ignore[type-var]
+            while not scope.cancel_called:
+                page: Sequence[Event] | None = None
+                with scope:
+                    page = await anext(pages, None)
+                if page is None:
+                    return
+                yield page
+
+    return blueprint
+
+
+async def _left(ask: Ask, run: Run) -> None:
+    """The client has its answer, or is gone: in that case its run ends with it, if it asked for that."""
+    if ask.on_disconnect == "cancel" and not run.done.is_set():
+        run.cancel("disconnected")
+        with cleanup_scope():
+            await run.done.wait()
+
+
+def _flag(name: str) -> bool:
+    text = request.args.get(name, "false")
+    if text not in {"true", "false"}:
+        raise InvalidField(name, "must be true or false")
+    return text == "true"
+
+
+def _cursor() -> int:
+    text = request.headers.get("Last-Event-ID") or request.args.get("after", "0")
+    if not (text.isascii() and text.isdigit() and len(text) <= 18):
+        raise InvalidField("after", "must be a whole number")
+    return int(text)
+
+
+def _error(row: RunRow) -> dict[str, Any]:
+    if row.error_code is None:
+        return {}
+    return {"error": {"code": row.error_code, "message": row.error_message}}
+
+
+def _shown(row: RunRow) -> dict[str, Any]:
+    shown: dict[str, Any] = {
+        "run_id": row.run_id,
+        "status": row.status,
+        "agent": row.agent,
+        "created_at": row.created_at,
+        "started_at": row.started_at,
+        "ended_at": row.ended_at,
+    }
+    if row.output is not None:
+        shown["output"] = row.output
+    return {**shown, **_error(row)}
