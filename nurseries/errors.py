@@ -76,6 +76,12 @@ class DatabaseUnavailable(Unavailable):
     code = "database_unavailable"
 
 
+class TooManySessions(Unavailable):
+    """The user has as many sockets open as one user may."""
+
+    code = "rate_limited"
+
+
 class Draining(Unavailable):
     """The server is going down and takes no new work."""
 
@@ -99,6 +105,12 @@ class StatementTimeout(Fault):
     """The database gave up on a statement at its time limit."""
 
     code = "statement_timeout"
+
+
+class RequestEnded(Fault):
+    """What a request owned was used after its end."""
+
+    code = "request_ended"
 
 
 class Misdelivery(Fault):

@@ -18,7 +18,7 @@ import attrs
 import msgspec
 import trio
 
-from nurseries.errors import Fault, Misdelivery
+from nurseries.errors import Misdelivery, RequestEnded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -116,12 +116,6 @@ class Log(Protocol):
         ...
 
 
-class EmitterClosed(Fault):
-    """The request has ended; nothing of it may follow."""
-
-    code = "request_ended"
-
-
 class Emitter:
     """Says what happens in one request. The recipient is fixed at construction."""
 
@@ -136,10 +130,10 @@ class Emitter:
         """Append one event to the thread's log.
 
         Raises:
-            EmitterClosed: the request has ended.
+            RequestEnded: the request has ended.
         """
         if self._closed:
-            raise EmitterClosed(f"{event_type}: the request has ended")
+            raise RequestEnded(f"{event_type}: the request has ended")
         return await self._log.append(self._origin, event_type, payload)
 
     def close(self) -> None:

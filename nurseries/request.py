@@ -16,6 +16,7 @@ import trio
 
 from nurseries.errors import NurseriesError
 from nurseries.events import Emitter
+from nurseries.groups import alone
 from nurseries.postgres.scoped import ScopedDatabase
 
 if TYPE_CHECKING:
@@ -86,8 +87,9 @@ async def open_request(kernel: Kernel, context: UserContext) -> AsyncIterator[Re
         events = Emitter(context, kernel.log)
         kernel.live.requests[context.request_id] = context
         try:
-            async with trio.open_nursery() as nursery:
-                yield Request(context, database, events, nursery)
+            with alone():
+                async with trio.open_nursery() as nursery:
+                    yield Request(context, database, events, nursery)
         finally:
             events.close()
             database.close()
@@ -116,10 +118,10 @@ async def run_request(
     try:
         async with open_request(kernel, context) as request:
             return await engine(request)
-    except BaseException as error:  # noqa: BLE001  # the barrier: see above
+    except BaseException as error:  # the barrier: see above
         cancelled, rest = _split(error)
         if rest is not None:
-            logger.error(
+            logger.exception(
                 "request failed", run_id=context.run_id, request_id=context.request_id, exc_info=rest
             )
         if cancelled is not None:

@@ -19,7 +19,7 @@ import structlog
 import trio
 
 from nurseries.cleanup import CLEANUP_SECONDS
-from nurseries.errors import Draining
+from nurseries.errors import Draining, TooManySessions
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from nurseries.session import Session
 
 RETRY_AFTER_DRAIN: Final = 5.0
+RETRY_AFTER_SESSIONS: Final = 5.0
 logger = structlog.get_logger(__name__)
 
 
@@ -58,35 +59,49 @@ class Work(Protocol):
 
 
 class Sessions:
-    """The sessions that are open now."""
+    """The sessions that are open now, and the places of those about to open."""
 
     def __init__(self) -> None:
-        self._open: dict[str, dict[str, Session]] = {}  # by user, then by id
+        self._open: set[Session] = set()
+        self._places: dict[str, int] = {}
         self._none_open = trio.Event()
         self._none_open.set()
 
     @contextmanager
+    def place(self, user_id: str, limit: int) -> Iterator[None]:
+        """Hold one of a user's places, from before the upgrade to the end of the socket.
+
+        Raises:
+            TooManySessions: the user holds `limit` of them.
+        """
+        if self._places.get(user_id, 0) >= limit:
+            raise TooManySessions(f"at most {limit} sockets a user", retry_after=RETRY_AFTER_SESSIONS)
+        self._places[user_id] = self._places.get(user_id, 0) + 1
+        try:
+            yield
+        finally:
+            self._places[user_id] -= 1
+            if not self._places[user_id]:
+                del self._places[user_id]
+
+    @contextmanager
     def entered(self, session: Session) -> Iterator[None]:
         """Count the session as open for the body of the block."""
-        mine = self._open.setdefault(session.user_id, {})
-        mine[session.id] = session
+        self._open.add(session)
         if self._none_open.is_set():
             self._none_open = trio.Event()
         try:
             yield
         finally:
-            del mine[session.id]
-            if not mine:
-                del self._open[session.user_id]
+            self._open.remove(session)
             if not self._open:
                 self._none_open.set()
 
-    def count(self, user_id: str) -> int:
-        """Return how many sessions a user has open."""
-        return len(self._open.get(user_id, ()))
+    def __len__(self) -> int:
+        return len(self._open)
 
     def __iter__(self) -> Iterator[Session]:
-        return (session for mine in list(self._open.values()) for session in list(mine.values()))
+        return iter(tuple(self._open))
 
     def close_all(self, code: int, reason: str) -> None:
         """Ask every session to end."""

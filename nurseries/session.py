@@ -19,7 +19,6 @@ import trio
 from nurseries.cleanup import cleanup_scope
 from nurseries.errors import Misdelivery, NurseriesError
 from nurseries.events import Event, verify
-from nurseries.ids import new_id
 from nurseries.resume import SETTLE_SECONDS, Resume
 from nurseries.serving import SocketClosed
 
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
 
     from nurseries.events import Outbox
+    from nurseries.isolation import Isolation
     from nurseries.serving import WebSocket
 
     OnFrame = Callable[["Session", str | bytes], Awaitable[None]]
@@ -60,12 +60,20 @@ class Session:
         opened_at: `trio.current_time()` at the start.
     """
 
-    def __init__(self, socket: WebSocket, outbox: Outbox, *, expires_in: float | None = None) -> None:
-        self.id = new_id()
+    def __init__(
+        self,
+        socket: WebSocket,
+        outbox: Outbox,
+        *,
+        session_id: str,
+        isolation: Isolation,
+        expires_in: float | None = None,
+    ) -> None:
+        self.id = session_id
         self.user_id = outbox.user_id
         self.opened_at = trio.current_time()
-        self.misdeliveries = 0
         self.requests: trio.Nursery
+        self._isolation = isolation
         self._socket = socket
         self._outbox = outbox
         self._resume = Resume()
@@ -100,8 +108,8 @@ class Session:
                     async with trio.open_nursery() as self.requests:
                         await self._read(outer, on_frame)
                         self.requests.cancel_scope.cancel()
+                        await self._finish_frames()
                 finally:
-                    await self._finish_frames()
                     outer.cancel_scope.cancel()
         finally:
             await self._hang_up()
@@ -246,10 +254,7 @@ class Session:
             try:
                 verify(item, self.user_id)
             except Misdelivery:
-                self.misdeliveries += 1
-                logger.critical(
-                    "misdelivery prevented", connection_id=self.id, event_id=f"{item.thread_id}:{item.seq}"
-                )
+                self._isolation.misdelivery_prevented(self.id, item)
             else:
                 frames.append(item.data)
         return frames

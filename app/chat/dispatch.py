@@ -102,7 +102,7 @@ class Dispatch:
             live.cancel("requested")  # run_cancelled follows when it is done
             return
         async with open_call(self._kernel, session.user_id, socket_id=session.id) as request:
-            await self._runs.ended(request, run_id)
+            await self._runs.row(request, run_id)  # not_found, if it is not this user's
 
 
 class ThreadHistory:

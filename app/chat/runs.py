@@ -28,7 +28,7 @@ from app.wire.codec import encode_json
 from nurseries.cleanup import cleanup_scope
 from nurseries.errors import Conflict, DatabaseUnavailable, OutcomeUnknown
 from nurseries.events import Origin
-from nurseries.postgres.errors import ForeignKeyMissing
+from nurseries.postgres.failures import QueryFailed
 from nurseries.request import describe, run_request
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 INTERRUPTED: Final = "the server was lost while it ran"
 RECONCILE_AGE_SECONDS: Final = 120.0
 MAX_KEY_LENGTH: Final = 255
+FOREIGN_KEY_VIOLATION: Final = "23503"
 logger = structlog.get_logger(__name__)
 
 
@@ -69,11 +70,18 @@ class RunBounds:
 
 @attrs.frozen
 class Accepted:
-    """The answer to an ask. `run` is there while it lives; `duplicate` says that the key was used before."""
+    """The answer to an ask.
+
+    Attributes:
+        duplicate: the key was used before, and this is the first run's id.
+        run: the run, while it lives.
+        after: a number before the run's first event in its thread.
+    """
 
     run_id: str
     duplicate: bool
     run: Run | None
+    after: int = 0
 
 
 class Runs:
@@ -148,9 +156,12 @@ class Runs:
         key = None
         if ask.key is not None:
             key = store.Key(ask.key, _fingerprint(ask), encode_json({"run_id": run.run_id}).decode())
+        after = thread.log.last_seq if thread.log else 0
         try:
             new, last_seq = await store.accept(request.database, row, key)
-        except ForeignKeyMissing:
+        except QueryFailed as error:
+            if error.sqlstate != FOREIGN_KEY_VIOLATION:
+                raise
             raise NotFound("no such thread") from None
         except (trio.Cancelled, OutcomeUnknown, DatabaseUnavailable) as error:
             await self._settle_doubt(error, request, thread, run, owner)
@@ -160,7 +171,7 @@ class Runs:
                 assert repeated is not None
                 return repeated
             self._start(thread, run, owner, last_seq)
-        return Accepted(run.run_id, duplicate=False, run=run)
+        return Accepted(run.run_id, duplicate=False, run=run, after=after)
 
     async def _settle_doubt(
         self, error: BaseException, request: Request, thread: ThreadRuns, run: Run, owner: trio.Nursery
@@ -265,6 +276,17 @@ class Runs:
         """Return a run of this user that has not ended."""
         run = self._runs.get(run_id)
         return run if run is not None and run.context.user_id == user_id else None
+
+    async def row(self, request: Request, run_id: str) -> store.RunRow:
+        """Return a run as it stands in the database.
+
+        Raises:
+            NotFound: the user has no such run.
+        """
+        row = await store.get(request.database, run_id)
+        if row is None:
+            raise NotFound("no such run")
+        return row
 
     async def cancel(self, user_id: str, run_id: str) -> bool:
         """Cancel a run; return when all it owned is released. False: it is not running, or not this user's."""

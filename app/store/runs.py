@@ -77,7 +77,7 @@ async def accept(database: ScopedDatabase, new: NewRun, key: Key | None) -> tupl
         thread's last event.
 
     Raises:
-        ForeignKeyMissing: this user has no such thread.
+        QueryFailed: a foreign key is violated, since this user has no such thread.
     """
     params: tuple[object, ...] = (new.run_id, new.thread_id, new.agent, new.message_id, new.content)
     if key is None:
@@ -92,18 +92,6 @@ async def stored_answer(database: ScopedDatabase, key: str) -> tuple[bytes, Any]
     """Return the fingerprint and the answer stored under a key."""
     row = await database.fetch_one("SELECT fingerprint, answer FROM idempotency_keys WHERE key = $1", key)
     return None if row is None else (row[0], row[1])
-
-
-async def store_answer(database: ScopedDatabase, key: Key) -> bool:
-    """Reserve a key with its answer; False if it was used before."""
-    row = await database.fetch_one(
-        "INSERT INTO idempotency_keys (user_id, key, fingerprint, answer)"
-        " VALUES (app_user_id(), $1, $2, $3::jsonb) ON CONFLICT DO NOTHING RETURNING 1",
-        key.key,
-        key.fingerprint,
-        key.answer,
-    )
-    return row is not None
 
 
 async def get(database: ScopedDatabase, run_id: str) -> RunRow | None:

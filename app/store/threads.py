@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 if TYPE_CHECKING:
+    from app.store.runs import Key
     from nurseries.postgres.scoped import ScopedDatabase
 
 
@@ -38,15 +39,21 @@ _THREAD = (
 )
 
 
-async def create(database: ScopedDatabase, thread_id: str, title: str) -> Thread:
-    """Add a thread."""
-    rows = await database.fetch(
-        "INSERT INTO threads (thread_id, user_id, title) VALUES ($1::uuid, app_user_id(), $2)"
-        " RETURNING thread_id::text, title, created_at, 0::bigint",
-        thread_id,
-        title,
-    )
-    return Thread(*rows[0])
+_INSERT = "INSERT INTO threads (thread_id, user_id, title, created_at) SELECT $1::uuid, app_user_id(), $2, $3 FROM go RETURNING 1"
+_CREATE = "WITH go AS (SELECT 1) " + _INSERT
+_CREATE_ONCE = (
+    "WITH go AS ("
+    " INSERT INTO idempotency_keys (user_id, key, fingerprint, answer)"
+    " VALUES (app_user_id(), $4, $5, $6::jsonb) ON CONFLICT DO NOTHING RETURNING 1) " + _INSERT
+)
+
+
+async def create(database: ScopedDatabase, thread: Thread, key: Key | None) -> bool:
+    """Add a thread; False if the key was used before, and then nothing is added."""
+    params: tuple[object, ...] = (thread.thread_id, thread.title, thread.created_at)
+    if key is None:
+        return bool(await database.fetch(_CREATE, *params))
+    return bool(await database.fetch(_CREATE_ONCE, *params, key.key, key.fingerprint, key.answer))
 
 
 async def get(database: ScopedDatabase, thread_id: str) -> Thread | None:

@@ -1,0 +1,65 @@
+"""A thread's events for one reader that pulls: first from the log, then live, without a gap or a repeat.
+
+A reader that falls behind is not cut off, as a socket is: it holds nothing but its cursor, and reads the log
+again where its outbox overflowed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from nurseries.events import Event, Streams
+    from nurseries.session import History
+
+KEEP_ALIVE_SECONDS: Final = 15.0
+FEED_EVENTS: Final = 512
+ENDS: Final = frozenset({"run_failed", "run_cancelled", "run_interrupted", "agent_completed"})
+
+
+async def follow(
+    streams: Streams, history: History, user_id: str, thread_id: str, after: int
+) -> AsyncIterator[Sequence[Event]]:
+    """Yield pages of events after `after`, for ever; an empty page says that all is quiet, now and then."""
+    cursor = after
+    while True:
+        with streams.listen(user_id, events=FEED_EVENTS) as outbox:
+            while page := await history.read(thread_id, cursor):
+                cursor = page[-1].seq
+                yield page
+            try:
+                while True:
+                    items: list[Event | bytes] = []
+                    with trio.move_on_after(KEEP_ALIVE_SECONDS):
+                        items = await outbox.take()
+                    page = [
+                        item
+                        for item in items
+                        if not isinstance(item, bytes) and item.thread_id == thread_id and item.seq > cursor
+                    ]
+                    cursor = page[-1].seq if page else cursor
+                    if page or not items:
+                        yield page
+            except trio.EndOfChannel:
+                continue  # it overflowed: what was lost is in the log
+
+
+async def follow_run(
+    streams: Streams, history: History, user_id: str, thread_id: str, after: int, run_id: str
+) -> AsyncIterator[Sequence[Event]]:
+    """Yield the events of one run and end with it."""
+    async for page in follow(streams, history, user_id, thread_id, after):
+        mine = [event for event in page if event.run_id == run_id]
+        if mine or not page:
+            yield mine
+        if any(ends_run(event) for event in mine):
+            return
+
+
+def ends_run(event: Event) -> bool:
+    """Say whether an event of a top-level run is its last: sub-agents complete under run ids of their own."""
+    return event.type in ENDS

@@ -1,0 +1,51 @@
+"""What is done now and then, a bounded amount at a time."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import structlog
+import trio
+
+from nurseries.errors import NurseriesError
+
+if TYPE_CHECKING:
+    from app.accounts.service import AccountService
+    from app.chat.runs import Runs
+    from nurseries.postgres.scoped import Database
+
+ORPHAN_SECONDS: Final = 120.0
+"""The age from which a run that no task runs is one that was lost: none takes this long to be started."""
+
+logger = structlog.get_logger(__name__)
+
+
+class Janitor:
+    """Ends what a lost server left running, and removes what has expired."""
+
+    def __init__(self, accounts: AccountService, runs: Runs, log: Database, seconds: float) -> None:
+        self._accounts = accounts
+        self._runs = runs
+        self._log = log
+        self._seconds = seconds
+
+    async def recover_then_run(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """End the runs of a server that was lost before anybody is served; then clean up until cancelled."""
+        count = await self._runs.recover(self._log)
+        if count:
+            logger.warning("ended runs that a lost server left", count=count)
+        task_status.started()
+        while True:
+            await trio.sleep(self._seconds)
+            try:
+                await self.clean()
+            except NurseriesError as error:
+                logger.warning("the janitor could not finish; it comes back", error=repr(error))
+
+    async def clean(self) -> None:
+        """Go round once."""
+        while await self._accounts.remove_expired():
+            pass
+        orphans = await self._runs.recover(self._log, min_age_seconds=ORPHAN_SECONDS)
+        if orphans:
+            logger.error("ended runs that no task was running", count=orphans)

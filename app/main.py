@@ -1,0 +1,216 @@
+"""The wiring: everything that a server is made of, in the order of ownership.
+
+    database          embedded or external, migrated, one login role for each part
+      pools           requests, accounts, journal: each with its own role
+        services      signals, supervision, journal, recovery, revocations, janitor
+          listener    HTTP and WebSockets on one port
+"""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final
+
+import attrs
+import structlog
+import trio
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from app.accounts.service import AccountService
+from app.accounts.tokens import load_or_create_key
+from app.accounts.users import create_first_user
+from app.chat.dispatch import Dispatch
+from app.chat.journal import Journal
+from app.chat.runs import RunBounds, Runs
+from app.engine.engine import Catalog, built_in_agents, built_in_tools
+from app.janitor import Janitor
+from app.store.migrate import migrate
+from app.store.owner import open_owner
+from app.store.roles import StoreAccess, ensure_login_roles
+from app.tenancy import Tenancy
+from app.web.application import make_application
+from app.web.health import Vitals
+from app.web.socket import SocketEndpoint
+from nurseries.budgets import Budget, BudgetLimits
+from nurseries.events import Streams
+from nurseries.isolation import Isolation
+from nurseries.postgres.embedded import open_embedded
+from nurseries.postgres.pool import PoolLimits, open_pool
+from nurseries.postgres.scoped import Database
+from nurseries.request import Kernel
+from nurseries.server import Server
+from nurseries.serving import Listener
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from app.settings import Settings
+    from nurseries.server import Service
+
+DATABASE: Final = "nurseries"
+SERVICE_CONNECTIONS: Final = 4
+logger = structlog.get_logger(__name__)
+
+
+@attrs.frozen(eq=False)
+class Store:
+    """A database that is ready: how to log in, the key that signs tokens, and what keeps it running."""
+
+    access: StoreAccess
+    token_key: bytes = attrs.field(repr=False)
+    supervise: Service | None
+    is_embedded: bool
+
+
+async def serve(settings: Settings, ready: Callable[[list[str], str | None], None]) -> None:
+    """Run a server until it is told to stop.
+
+    Args:
+        settings: all of them.
+        ready: called once, with the URLs and, for a new embedded database, the first user's sign-in code.
+
+    Raises:
+        StartupFailed: it could not start; the message says why.
+    """
+    async with open_store(settings) as store, open_pools(settings, store) as pools:
+        await _serve(settings, store, pools, ready)
+
+
+@asynccontextmanager
+async def open_store(settings: Settings) -> AsyncIterator[Store]:
+    """Have a migrated database for the body of the block."""
+    url = settings.database_url.get_secret_value()
+    if url:
+        yield await _prepare(url, None, is_embedded=False)
+        return
+    async with open_embedded(settings.data_dir / "postgres") as postgres:
+        async with open_owner(postgres.conninfo()) as owner:
+            found = await owner.fetch("SELECT 1 FROM pg_database WHERE datname = $1", DATABASE)
+            if not found:
+                await owner.run(f"CREATE DATABASE {DATABASE}")
+
+        async def supervise(*, task_status: trio.TaskStatus[None]) -> None:
+            task_status.started()
+            await postgres.supervise()
+
+        yield await _prepare(postgres.conninfo(DATABASE), supervise, is_embedded=True)
+
+
+async def _prepare(conninfo: str, supervise: Service | None, *, is_embedded: bool) -> Store:
+    async with open_owner(conninfo) as owner:
+        await migrate(owner)
+        return Store(
+            await ensure_login_roles(owner), await load_or_create_key(owner), supervise, is_embedded
+        )
+
+
+@attrs.frozen(eq=False)
+class Pools:
+    """The databases of the three parts."""
+
+    kernel: Kernel
+    streams: Streams
+    journal: Journal
+    accounts: Database
+    log: Database
+
+
+@asynccontextmanager
+async def open_pools(settings: Settings, store: Store) -> AsyncIterator[Pools]:
+    """Have connections, each part through its own role, for the body of the block."""
+    pool = settings.pool
+    limits = PoolLimits(
+        size=pool.size,
+        overflow=pool.overflow,
+        per_user=pool.per_user,
+        wait_seconds=pool.wait_seconds,
+        waiters=pool.waiters,
+        waiters_per_user=pool.waiters_per_user,
+        recycle_seconds=pool.recycle_seconds,
+    )
+    # A service is one borrower, so its own limit is the whole of its small pool.
+    service = PoolLimits(
+        size=SERVICE_CONNECTIONS, overflow=0, per_user=SERVICE_CONNECTIONS, waiters_per_user=pool.waiters
+    )
+    access = store.access
+    async with (
+        open_pool(_with_limits(access.request, pool.statement_seconds), limits) as requests,
+        open_pool(_with_limits(access.accounts, pool.statement_seconds), service) as accounts,
+        open_pool(_with_limits(access.journal, pool.statement_seconds), service) as log,
+    ):
+        streams = Streams()
+        log_database = Database(log, borrower="journal")
+        journal = Journal(log_database, streams)
+        budget = Budget(
+            BudgetLimits(
+                total=settings.runs.requests,
+                per_user=settings.runs.requests_per_user,
+                wait_seconds=pool.wait_seconds,
+            ),
+            name="requests",
+        )
+        kernel = Kernel(requests, journal, budget)
+        yield Pools(kernel, streams, journal, Database(accounts, borrower="accounts"), log_database)
+
+
+def _with_limits(conninfo: str, statement_seconds: float) -> str:
+    """Let the database end what takes too long, whatever becomes of us."""
+    options = conninfo_to_dict(conninfo).get("options") or ""
+    milliseconds = int(statement_seconds * 1000)
+    limits = f"-c statement_timeout={milliseconds} -c idle_in_transaction_session_timeout={milliseconds}"
+    return make_conninfo(conninfo, options=f"{options} {limits}".strip())
+
+
+async def _serve(
+    settings: Settings, store: Store, pools: Pools, ready: Callable[[list[str], str | None], None]
+) -> None:
+    kernel, streams, journal = pools.kernel, pools.streams, pools.journal
+    server = Server(drain_seconds=settings.drain_seconds)
+    isolation = Isolation()
+    accounts = AccountService(pools.accounts, store.token_key, settings.accounts)
+    catalog = Catalog(agents=built_in_agents(load=settings.load_agent), tools=built_in_tools())
+    runs = Runs(
+        kernel,
+        journal,
+        catalog,
+        RunBounds(
+            message_characters=settings.runs.message_characters,
+            queued_per_thread=settings.runs.queued_per_thread,
+        ),
+    )
+    endpoint = SocketEndpoint(
+        accounts,
+        server,
+        streams,
+        Dispatch(kernel, runs, server),
+        isolation,
+        settings.serving,
+        origins=settings.origins,
+        sockets_per_user=settings.sockets_per_user,
+    )
+    vitals = Vitals(
+        service=accounts,
+        server=server,
+        kernel=kernel,
+        journal=journal,
+        runs=runs,
+        streams=streams,
+        isolation=isolation,
+        metrics=settings.metrics,
+    )
+    listener = Listener(
+        http=make_application(accounts, kernel, runs, server, streams, catalog.agents, vitals),
+        websocket=endpoint,
+        host=settings.host,
+        port=settings.port,
+        limits=settings.serving,
+    )
+    vitals.listener = listener
+    tenancy = Tenancy(store.access.journal)
+    janitor = Janitor(accounts, runs, pools.log, settings.janitor_seconds)
+    services: list[Service] = [server.stop_on_signals]
+    if store.supervise is not None:
+        services.append(store.supervise)
+    services += [tenancy.run, journal.run, janitor.recover_then_run, accounts.listen_for_revocations]
+    code = await create_first_user(pools.accounts) if store.is_embedded else None
+    await server.run(services, listener, runs, ready=lambda urls: ready(urls, code))

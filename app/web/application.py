@@ -1,0 +1,60 @@
+"""The Quart application: blueprints, one error table, and nothing of its own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from quart import Blueprint, Response
+from quart_trio import QuartTrio
+
+from app.web.accounts import accounts_blueprint
+from app.web.authentication import refuse_query_tokens, require_identity
+from app.web.bodies import json_response
+from app.web.health import health_blueprint
+from app.web.problems import install_problems
+from app.web.runs import runs_blueprint
+from app.web.threads import threads_blueprint
+
+if TYPE_CHECKING:
+    from app.accounts.service import AccountService
+    from app.chat.runs import Runs
+    from app.engine.registry import AgentRegistry
+    from app.web.health import Vitals
+    from nurseries.events import Streams
+    from nurseries.request import Kernel
+    from nurseries.server import Server
+
+
+def make_application(  # noqa: PLR0913  # the wiring of all routes
+    service: AccountService,
+    kernel: Kernel,
+    runs: Runs,
+    server: Server,
+    streams: Streams,
+    agents: AgentRegistry,
+    vitals: Vitals,
+) -> QuartTrio:
+    """Return the application with all its routes."""
+    # No static folder: a route for files that are not there would only answer for them.
+    app = QuartTrio("app", static_folder=None)
+    app.config["RESPONSE_TIMEOUT"] = None  # streams last; what a peer may take is bounded by the serving layer
+    app.config["BODY_TIMEOUT"] = None
+    install_problems(app)
+    refuse_query_tokens(app)
+    app.register_blueprint(accounts_blueprint(service))
+    app.register_blueprint(threads_blueprint(service, kernel, runs))
+    app.register_blueprint(runs_blueprint(service, kernel, runs, server, streams))
+    app.register_blueprint(_agents_blueprint(service, agents))
+    app.register_blueprint(health_blueprint(vitals))
+    return app
+
+
+def _agents_blueprint(service: AccountService, agents: AgentRegistry) -> Blueprint:
+    blueprint = Blueprint("agents", __name__)
+
+    @blueprint.get("/v1/agents")
+    async def describe() -> Response:
+        await require_identity(service)
+        return json_response({"agents": agents.describe()})
+
+    return blueprint
