@@ -20,6 +20,9 @@ _QUEUED: Final = 64
 _SNIPPET_SOURCE: Final = 20_000
 """Characters of a message that a snippet is sought in: `ts_headline` parses the text again for every hit."""
 
+_SNIPPET: Final = 300
+"""Characters of a snippet; a message that is no longer is its own snippet."""
+
 
 @attrs.frozen
 class HistoryMessage:
@@ -79,10 +82,10 @@ async def search(
     Messages of the run that asks are left out.
     """
     rows = await database.fetch(
-        "SELECT message_id::text, thread_id::text, role, created_at, ts_headline("
-        "  'simple', left(content, $4::int), query,"
-        '  \'StartSel="", StopSel="", MaxFragments=1, MaxWords=30, MinWords=10\''
-        ") FROM ("
+        "SELECT message_id::text, thread_id::text, role, created_at,"
+        " CASE WHEN length(content) <= $5::int THEN content ELSE left(ts_headline("
+        "  'simple', left(content, $4::int), query, 'StartSel=\"\", StopSel=\"\", MaxFragments=1, MaxWords=30'"
+        " ), $5::int) END FROM ("
         "  SELECT message_id, thread_id, role, created_at, content, query, position"
         "  FROM messages, websearch_to_tsquery('simple', $1::text) AS query"
         "  WHERE words @@ query AND run_id <> $2::uuid ORDER BY position DESC LIMIT $3::int"
@@ -91,6 +94,7 @@ async def search(
         _asked_run(run_id),
         limit,
         _SNIPPET_SOURCE,
+        _SNIPPET,
     )
     return tuple(FoundMessage(*row) for row in rows)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -9,6 +10,7 @@ import attrs
 import msgspec
 
 MAX_DEPTH: Final = 32  # far above any useful result, far below what the JSON encoder refuses
+_UNFIT: Final = re.compile("[\0\ud800-\udfff]")
 _MAX_INTEGER: Final = 2**53  # beyond it a JSON number loses digits in JavaScript
 
 
@@ -41,9 +43,7 @@ def clip(value: Any, limit: int) -> Clipped:
 
 def clean_text(text: str) -> str:
     """Return `text` without what cannot be stored or sent: NUL and lone surrogates, each replaced by U+FFFD."""
-    if text.isascii() and "\0" not in text:
-        return text
-    return "".join("\ufffd" if c == "\0" or "\ud800" <= c <= "\udfff" else c for c in text)
+    return _UNFIT.sub("\ufffd", text)
 
 
 class _Clipper:

@@ -169,19 +169,19 @@ class Dispatcher:
         """
         results: dict[int, ToolResult] = {}
         crashes: list[ToolCrashed] = []
-        limiter = trio.CapacityLimiter(self._limits.parallel)
+        pending = iter(enumerate(calls))  # shared, so that calls begin in their order
 
-        async def run(index: int, call: Call) -> None:
+        async def work() -> None:
             try:
-                async with limiter:
+                for index, call in pending:
                     results[index] = await self.call(call.call_id, call.tool, call.arguments)
             except ToolCrashed as crash:
                 crashes.append(crash)
                 nursery.cancel_scope.cancel()
 
         async with trio.open_nursery() as nursery:
-            for index, call in enumerate(calls):
-                nursery.start_soon(run, index, call, name=f"tool {call.tool[:_MAX_NAME]}")
+            for _ in range(min(self._limits.parallel, len(calls))):
+                nursery.start_soon(work)
         if crashes:
             raise crashes[0]
         return tuple(results[index] for index in range(len(calls)))

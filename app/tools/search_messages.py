@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 from msgspec import Meta
 
 from app.store.history import search
-from app.tools.schema import InvalidArguments, Parameters, Tool
+from app.tools.schema import Parameters, Tool
 
 if TYPE_CHECKING:
     from app.tools.schema import ToolContext
@@ -32,12 +32,7 @@ async def search_messages(tool: ToolContext, parameters: SearchParameters) -> di
 
     Whose messages is decided by row-level security in the database, from the context; the message that
     asks is left out, or every search would find itself.
-
-    Raises:
-        InvalidArguments: the query contains a NUL, which PostgreSQL does not store.
     """
-    if "\0" in parameters.query:
-        raise InvalidArguments("arguments: query contains a NUL character")
     found = await search(tool.database, parameters.query, run_id=tool.context.run_id, limit=parameters.limit)
     return {
         "found": len(found),

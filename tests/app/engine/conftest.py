@@ -1,0 +1,49 @@
+"""A model that says what a test wrote for it, step by step, and keeps what it was told."""
+
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+
+
+class ScriptedModel:
+    """Each step is a list of pieces; an exception among them is raised, a function is awaited."""
+
+    def __init__(self, *steps):
+        self.steps = list(steps)
+        self.told = []
+        self.open = 0
+
+    @asynccontextmanager
+    async def stream(self, conversation):
+        self.told.append(conversation)
+        self.open += 1
+        try:
+            yield _Pieces(self.steps.pop(0))
+        finally:
+            self.open -= 1
+
+
+class _Pieces:
+    def __init__(self, pieces):
+        self._pieces = iter(pieces)
+
+    def __aiter__(self):
+        return self
+
+    async def __anext__(self):
+        await trio.lowlevel.checkpoint()
+        for piece in self._pieces:
+            if isinstance(piece, BaseException):
+                raise piece
+            if callable(piece):
+                await piece()
+                continue
+            return piece
+        raise StopAsyncIteration
+
+
+@pytest.fixture
+def scripted():
+    """The class, for tests to make models of."""
+    return ScriptedModel
