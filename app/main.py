@@ -18,7 +18,6 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from app.accounts.service import AccountService
 from app.accounts.tokens import load_or_create_key
-from app.accounts.users import create_first_user
 from app.chat.dispatch import Dispatch
 from app.chat.journal import Journal
 from app.chat.runs import RunBounds, Runs
@@ -54,12 +53,11 @@ logger = structlog.get_logger(__name__)
 
 @attrs.frozen(eq=False)
 class Store:
-    """A database that is ready: how to log in, the key that signs tokens, and what keeps it running."""
+    """A database that is ready: how to log in, the key that signs tokens, and what keeps an embedded one running."""
 
     access: StoreAccess
     token_key: bytes = attrs.field(repr=False)
     supervise: Service | None
-    is_embedded: bool
 
 
 async def serve(settings: Settings, ready: Callable[[list[str], str | None], None]) -> None:
@@ -81,7 +79,7 @@ async def open_store(settings: Settings) -> AsyncIterator[Store]:
     """Have a migrated database for the body of the block."""
     url = settings.database_url.get_secret_value()
     if url:
-        yield await _prepare(url, None, is_embedded=False)
+        yield await prepare_store(url)
         return
     async with open_embedded(settings.data_dir / "postgres") as postgres:
         async with open_owner(postgres.conninfo()) as owner:
@@ -93,15 +91,14 @@ async def open_store(settings: Settings) -> AsyncIterator[Store]:
             task_status.started()
             await postgres.supervise()
 
-        yield await _prepare(postgres.conninfo(DATABASE), supervise, is_embedded=True)
+        yield await prepare_store(postgres.conninfo(DATABASE), supervise)
 
 
-async def _prepare(conninfo: str, supervise: Service | None, *, is_embedded: bool) -> Store:
+async def prepare_store(conninfo: str, supervise: Service | None = None) -> Store:
+    """Migrate the owner's database at `conninfo` and return how to use it."""
     async with open_owner(conninfo) as owner:
         await migrate(owner)
-        return Store(
-            await ensure_login_roles(owner), await load_or_create_key(owner), supervise, is_embedded
-        )
+        return Store(await ensure_login_roles(owner), await load_or_create_key(owner), supervise)
 
 
 @attrs.frozen(eq=False)
@@ -212,5 +209,5 @@ async def _serve(
     if store.supervise is not None:
         services.append(store.supervise)
     services += [tenancy.run, journal.run, janitor.recover_then_run, accounts.listen_for_revocations]
-    code = await create_first_user(pools.accounts) if store.is_embedded else None
+    code = await accounts.create_first_user() if store.supervise is not None else None
     await server.run(services, listener, runs, ready=lambda urls: ready(urls, code))

@@ -40,12 +40,13 @@ class BudgetLimits:
 
 @attrs.frozen
 class BudgetStatistics:
-    """Counts at one instant, but for `timeouts`, `refused` and `peak`, which are since the start."""
+    """Counts at one instant, but for `waits`, `timeouts`, `refused` and `peak`, which are since the start."""
 
     total: int
     in_use: int
     peak: int
     waiting: int
+    waits: int
     users: int
     timeouts: int
     refused: int
@@ -80,6 +81,7 @@ class Budget:
         self._waiting = 0
         self._contenders = 0
         self._peak = 0
+        self._waits = 0
         self._timeouts = 0
         self._refused = 0
 
@@ -108,6 +110,7 @@ class Budget:
             self._forget_if_unused(share, user_id)
             raise PoolExhausted(f"{self._name}: too many are waiting already")
         lease = Lease(user_id, trio.current_time())
+        self._waits += 1
         self._waiting += 1
         share.waiting += 1
         try:
@@ -168,6 +171,7 @@ class Budget:
             in_use=len(self._leases),
             peak=self._peak,
             waiting=self._waiting,
+            waits=self._waits,
             users=len(self._users),
             timeouts=self._timeouts,
             refused=self._refused,

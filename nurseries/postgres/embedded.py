@@ -18,7 +18,7 @@ from psycopg.conninfo import make_conninfo
 from nurseries.errors import Fault, StartupFailed
 from nurseries.postgres.account import choose_account, require_passable
 from nurseries.postgres.binaries import environment
-from nurseries.postgres.cluster import Cluster, claim, prepare, socket_directory
+from nurseries.postgres.cluster import SOCKET_NAME, Cluster, claim, prepare, socket_directory
 from nurseries.postgres.process import ChildProcess
 
 if TYPE_CHECKING:
@@ -161,6 +161,14 @@ class EmbeddedPostgres:
         """End it within 20 s, gently if it can be (`open_embedded` does)."""
         if self._process is not None and await self._process.stop(*_STOP_STEPS) is None:
             logger.error("PostgreSQL, process %s, does not end", self._process.pid)
+
+
+def running_conninfo(directory: Path, dbname: str = "postgres", user: str = "postgres") -> str | None:
+    """Return how to reach the PostgreSQL that another process runs on `directory`, None where none answers there."""
+    socket = (directory / "socket").resolve()
+    if not (socket / SOCKET_NAME).exists():
+        return None
+    return make_conninfo(host=str(socket), port=5432, dbname=dbname, user=user)
 
 
 @asynccontextmanager

@@ -1,0 +1,5 @@
+"""`python -m app` is `nurseries`."""
+
+from app.cli import main
+
+main()
