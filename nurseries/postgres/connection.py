@@ -8,7 +8,6 @@ one transaction (PostgreSQL manual, 55.2.3): all of them happen, or none.
 from __future__ import annotations
 
 import itertools
-import logging
 import select
 from typing import TYPE_CHECKING, Final
 
@@ -19,7 +18,8 @@ from psycopg import pq
 
 from nurseries.cleanup import cleanup_scope
 from nurseries.errors import NurseriesError, OutcomeUnknown
-from nurseries.postgres.connecting import connect, request_cancel
+from nurseries.postgres.connecting import connect
+from nurseries.postgres.exchange import Exchange
 from nurseries.postgres.failures import ConnectionLost, QueryFailed, error_of, is_stale_plan, translate
 from nurseries.postgres.statement import RowLoader, Statement, encode, leaves_no_trace, only_reads
 
@@ -30,19 +30,13 @@ if TYPE_CHECKING:
 
     from nurseries.postgres.statement import Row
 
-logger = logging.getLogger(__name__)
-
 MAX_PREPARED: Final = 256
 """Prepared statements kept in one session; the oldest is closed when there is one more."""
 
-_FIRST_CANCEL_SECONDS: Final = 0.05
-
 _BAD: Final = pq.ConnStatus.BAD.value
 _IDLE: Final = pq.TransactionStatus.IDLE.value
-_SYNC: Final = pq.ExecStatus.PIPELINE_SYNC.value
 _OK: Final = pq.ExecStatus.COMMAND_OK.value
 _FATAL: Final = pq.ExecStatus.FATAL_ERROR.value
-_COPY: Final = frozenset({pq.ExecStatus.COPY_IN, pq.ExecStatus.COPY_OUT, pq.ExecStatus.COPY_BOTH})
 
 
 @attrs.frozen
@@ -75,11 +69,7 @@ class Connection:
         self._prepared: dict[str, _Prepared] = {}
         self._names = itertools.count()
         self._traces = False
-        # The exchange in flight: one slot for each message that will be answered (None for a statement, its
-        # SQL for the preparation of one, "" for the closing of one) and the answers so far.
-        self._busy = False
-        self._slots: list[str | None] = []
-        self._answers: list[PGresult] = []
+        self._exchange: Exchange | None = None  # the one in flight
 
     # -- state ---------------------------------------------------------------------------------------
 
@@ -109,7 +99,7 @@ class Connection:
         pgconn = self._pgconn
         return (
             pgconn.status != _BAD
-            and not self._busy
+            and self._exchange is None
             and not self._traces
             and pgconn.transaction_status == _IDLE
             and pgconn.pipeline_status == pq.PipelineStatus.ON
@@ -126,6 +116,7 @@ class Connection:
 
     def close(self) -> None:
         """Close it; closing twice is harmless. What the server is running for it is not stopped by this."""
+        self._exchange = None
         self._pgconn.finish()
 
     # -- units of statements -------------------------------------------------------------------------
@@ -145,16 +136,16 @@ class Connection:
             NurseriesError: as `failures.translate` has it, for a statement that was refused.
         """
         await trio.lowlevel.checkpoint_if_cancelled()  # nothing has been sent yet: free to leave
-        self._send(statements)
+        exchange = self._send(statements)
         try:
-            await self._exchange()
+            await exchange.complete()
         except (psycopg.Error, OSError) as error:
             unknown = commits and not all(only_reads(statement.sql) for statement in statements)
-            raise self._broken(error, unknown=unknown) from error
+            raise self._broken(exchange, error, unknown=unknown) from error
         except BaseException:
-            await self._settle()
+            await self._settle(exchange)
             raise
-        return self._conclude()
+        return self._conclude(exchange)
 
     async def conclude_transaction(self, statement: Statement) -> PGresult:
         """Run COMMIT or ROLLBACK: shielded from cancellation, for at most the time that a cleanup may take.
@@ -165,15 +156,14 @@ class Connection:
             OutcomeUnknown: there was no answer.
             NurseriesError: the server refused, so the transaction is rolled back.
         """
-        self._send((statement,))
+        exchange = self._send((statement,))
         with cleanup_scope():
             try:
-                await self._exchange()
-                (result,) = self._conclude()
+                await exchange.complete()
             except (psycopg.Error, OSError) as error:
-                self._busy = False
                 self.close()
                 raise OutcomeUnknown(f"{statement.sql} was sent and not answered: {error}") from error
+            (result,) = self._conclude(exchange)
             return result
         self.close()
         raise OutcomeUnknown(f"{statement.sql} was sent and not answered in time")
@@ -187,21 +177,21 @@ class Connection:
             NurseriesError: as for `run`; nothing of the script is kept unless it commits by itself.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
-        self._begin_exchange()
+        exchange = self._begin_exchange()
         self._traces = True
         try:
             self._pgconn.exit_pipeline_mode()
             self._pgconn.send_query(sql.encode())
-            await self._exchange()
+            await exchange.complete()
             self._pgconn.enter_pipeline_mode()
         except (psycopg.Error, OSError) as error:
-            raise self._broken(error, unknown=True) from error
+            raise self._broken(exchange, error, unknown=True) from error
         except BaseException:
-            await self._settle()
+            await exchange.stop()
             self.close()
             raise
-        self._slots = [None] * len(self._answers)
-        self._conclude()
+        exchange.slots += [None] * len(exchange.answers)
+        self._conclude(exchange)
 
     def rows(self, result: PGresult) -> list[Row]:
         """Return the rows of a result of `run`."""
@@ -209,133 +199,82 @@ class Connection:
 
     # -- the exchange --------------------------------------------------------------------------------
 
-    def _begin_exchange(self) -> None:
-        if self._busy:
+    def _begin_exchange(self) -> Exchange:
+        if self._exchange is not None:
             raise trio.BusyResourceError("another task is using this database connection")
         if self.is_closed:
             raise ConnectionLost("the database connection is closed")
-        self._busy = True
-        self._slots, self._answers = [], []
+        self._exchange = Exchange(self._pgconn)
+        return self._exchange
 
-    def _send(self, statements: Sequence[Statement]) -> None:
-        """Hand all statements and the Sync to libpq, which commits what the socket takes."""
+    def _send(self, statements: Sequence[Statement]) -> Exchange:
+        """Hand all statements and the Sync to libpq, which writes what the socket takes."""
         encoded = [encode(statement.params) for statement in statements]  # may raise; nothing is sent yet
-        self._begin_exchange()
-        pgconn, slots = self._pgconn, self._slots
+        exchange = self._begin_exchange()
+        pgconn, slots = self._pgconn, exchange.slots
         try:
             while len(self._prepared) > MAX_PREPARED:
                 # First in the pipeline, so that no failure before it can make the server skip it.
                 pgconn.send_close_prepared(self._prepared.pop(next(iter(self._prepared))).name)
                 slots.append("")
             for statement, (values, formats) in zip(statements, encoded, strict=True):
-                prepared = self._prepared.get(statement.sql) or self._prepare(statement.sql)
+                prepared = self._prepared.get(statement.sql)
+                if prepared is None:
+                    prepared = self._prepare(statement.sql)
+                    slots.append(statement.sql)
                 pgconn.send_query_prepared(prepared.name, values, formats)
                 slots.append(None)
                 self._traces = self._traces or not prepared.leaves_no_trace
             pgconn.pipeline_sync()
         except psycopg.Error as error:
-            raise self._broken(error, unknown=False) from error  # without its Sync nothing is committed
+            # Without its Sync nothing is committed.
+            raise self._broken(exchange, error, unknown=False) from error
+        return exchange
 
     def _prepare(self, sql: str) -> _Prepared:
         prepared = _Prepared(b"n%d" % next(self._names), leaves_no_trace(sql))
         self._pgconn.send_prepare(prepared.name, sql.encode())
-        self._slots.append(sql)
         self._prepared[sql] = prepared
         return prepared
 
-    async def _exchange(self) -> None:
-        """Write what is left to write and read all answers. Can be entered again after an interruption."""
-        pgconn = self._pgconn
-        while pgconn.flush():
-            await self._wait_writable()
-        ended = False
-        while True:
-            while pgconn.is_busy():
-                await trio.lowlevel.wait_readable(self._fd)
-                pgconn.consume_input()
-            result = pgconn.get_result()
-            if result is None:  # the end of one statement's results
-                if not pgconn.pipeline_status:
-                    return
-                if ended or pgconn.status == _BAD:
-                    raise psycopg.OperationalError("the connection ended before its answer did")
-                ended = True
-                continue
-            ended = False
-            status = result.status
-            if status == _SYNC:
-                return
-            if status in _COPY:
-                raise psycopg.NotSupportedError("COPY is not for this connection")
-            self._answers.append(result)
-
-    async def _wait_writable(self) -> None:
-        """Wait until the socket takes more. The server may be stuck writing to us meanwhile, so read as well."""
-        async with trio.open_nursery() as nursery:
-
-            async def read() -> None:
-                await trio.lowlevel.wait_readable(self._fd)
-                self._pgconn.consume_input()
-                nursery.cancel_scope.cancel()
-
-            nursery.start_soon(read)
-            await trio.lowlevel.wait_writable(self._fd)
-            nursery.cancel_scope.cancel()
-
-    def _conclude(self) -> list[PGresult]:
-        """Return the statements' results, or raise for the first that failed."""
-        slots, answers = self._slots, self._answers
-        self._account()
-        for answer in answers:
+    def _conclude(self, exchange: Exchange) -> list[PGresult]:
+        """End an exchange. Return the statements' results, or raise for the first that failed."""
+        self._account(exchange)
+        for answer in exchange.answers:
             if answer.status == _FATAL:
                 error = error_of(answer)
                 if is_stale_plan(error):
                     self.close()  # its other prepared statements may be as old
                 raise translate(error) from error
-        return [answer for slot, answer in zip(slots, answers, strict=True) if slot is None]
+        return [answer for slot, answer in zip(exchange.slots, exchange.answers, strict=True) if slot is None]
 
-    def _account(self) -> None:
-        """End the exchange: forget preparations that failed, and note tables made by `SELECT ... INTO`."""
-        self._busy = False
-        for slot, answer in itertools.zip_longest(self._slots, self._answers):
+    async def _settle(self, exchange: Exchange) -> None:
+        """End an exchange that was interrupted, or close."""
+        if await exchange.stop():
+            self._account(exchange)
+        else:
+            self.close()
+
+    def _account(self, exchange: Exchange) -> None:
+        """Forget preparations that failed, and note tables made by `SELECT ... INTO`."""
+        self._exchange = None
+        for slot, answer in itertools.zip_longest(exchange.slots, exchange.answers):
             if answer is None or answer.status != _OK:
                 if slot:
                     self._prepared.pop(slot, None)
             elif slot is None and (answer.command_status or b"").startswith(b"SELECT"):
                 self._traces = True
 
-    # -- when it goes wrong --------------------------------------------------------------------------
-
-    async def _settle(self) -> None:
-        """After an interruption: stop the server, read its answers off the wire; if that fails, close.
-
-        A request to cancel that overtakes its statement is ignored by the server, so it is repeated.
-        """
-        patience = _FIRST_CANCEL_SECONDS
-        with cleanup_scope():
-            try:
-                while True:
-                    await request_cancel(self._pgconn)
-                    with trio.move_on_after(patience):
-                        await self._exchange()
-                        self._account()
-                        return
-                    patience *= 2
-            except (psycopg.Error, OSError) as error:
-                logger.warning("a cancelled statement could not be stopped: %s", error)
-        self.close()
-
-    def _broken(self, error: Exception, *, unknown: bool) -> NurseriesError:
+    def _broken(self, exchange: Exchange, error: Exception, *, unknown: bool) -> NurseriesError:
         """Close, and return what the caller is told: whether what was written is surely not there.
 
         It is not if the server refused one of the statements before it went: a farewell that stands in the
         place of a statement's answer ended the transaction with it. Else `unknown` says what silence means.
         """
-        self._busy = False
         self.close()
         if isinstance(error, psycopg.NotSupportedError):
             return QueryFailed(str(error))
-        for _, answer in zip(self._slots, self._answers, strict=False):
+        for _, answer in zip(exchange.slots, exchange.answers, strict=False):
             if answer.status == _FATAL and answer.error_field(pq.DiagnosticField.SQLSTATE):
                 return translate(error_of(answer))
         if unknown:

@@ -58,7 +58,7 @@ class PoolLimits:
 
 @attrs.frozen
 class PoolStatistics:
-    """The pool at one instant; `invalidated`, `timeouts`, `refused` and `peak` are since the start.
+    """The pool at one instant; `invalidated`, `waits`, `timeouts`, `refused` and `peak` are since the start.
 
     Attributes:
         size: connections that are kept.
@@ -67,6 +67,7 @@ class PoolStatistics:
         overflow: open beyond `size`.
         invalidated: closed because they were dead or not provably clean.
         waiting: tasks in the queue.
+        waits: tasks that had to queue.
         timeouts: waits that ended without a connection.
         refused: waits that were refused, because the queue was full or the breaker open.
         peak: most connections lent at once.
@@ -82,6 +83,7 @@ class PoolStatistics:
     overflow: int
     invalidated: int
     waiting: int
+    waits: int
     timeouts: int
     refused: int
     peak: int
@@ -170,6 +172,7 @@ class Pool:
             overflow=max(0, lent + len(self._idle) - self._limits.size),
             invalidated=self._invalidated,
             waiting=budget.waiting,
+            waits=budget.waits,
             timeouts=budget.timeouts,
             refused=budget.refused + queueing.refused,
             peak=budget.peak,
