@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from nurseries.errors import StartupFailed
+from nurseries.errors import NurseriesError, StartupFailed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -67,10 +67,13 @@ async def migrate(owner: Owner, migrations: Sequence[Migration] | None = None) -
     _require_same_history(applied, migrations)
     missing = migrations[len(applied) :]
     for migration in missing:
-        await owner.run(
-            f"{migration.sql}\n;INSERT INTO schema_migrations (name, sha256)"  # noqa: S608 - names of our own files
-            f" VALUES ('{migration.name}', '{migration.sha256}')"
-        )
+        try:
+            await owner.run(
+                f"{migration.sql}\n;INSERT INTO schema_migrations (name, sha256)"  # noqa: S608 - names of our own files
+                f" VALUES ('{migration.name}', '{migration.sha256}')"
+            )
+        except NurseriesError as error:
+            raise StartupFailed(f"the migration {migration.name} failed: {error}") from error
         logger.info("applied migration %s", migration.name)
     return [migration.name for migration in missing]
 

@@ -13,15 +13,16 @@ import os
 from typing import TYPE_CHECKING, Final
 
 import attrs
-import psycopg
 from psycopg.conninfo import make_conninfo
 
 from nurseries.errors import StartupFailed
+from nurseries.postgres.failures import QueryFailed
 
 if TYPE_CHECKING:
     from app.store.owner import Owner
 
 _NAME_BYTES: Final = 63  # PostgreSQL's NAMEDATALEN, less its closing NUL
+_INSUFFICIENT_PRIVILEGE: Final = "42501"
 _SCRAM_ITERATIONS: Final = 4096  # PostgreSQL's default; the passwords are 256 random bits
 
 
@@ -79,10 +80,12 @@ async def _ensure_role(owner: Owner, name: str, group: str, password: str) -> No
         await owner.run(
             f"{action.format(quoted)} PASSWORD '{scram_verifier(password)}'; GRANT {group} TO {quoted}"
         )
-    except psycopg.errors.InsufficientPrivilege as error:
+    except QueryFailed as error:
+        if error.sqlstate != _INSUFFICIENT_PRIVILEGE:
+            raise
         [(user,)] = await owner.fetch("SELECT quote_ident(current_user)")
         raise StartupFailed(
-            f"the database user {user} may not manage the role {quoted} ({error.diag.message_primary});"
+            f"the database user {user} may not manage the role {quoted} ({error});"
             f" as an administrator of the database run: GRANT {group} TO {user} WITH ADMIN OPTION;"
             f" and if the role was made by another user: DROP ROLE {quoted}"
         ) from error
