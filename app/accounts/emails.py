@@ -12,7 +12,7 @@ LONGEST: Final = 254  # RFC 5321, 4.5.3.1.3, less the brackets
 
 # Only a message can prove an address, so this asks no more than that one could be sent: a local part of
 # 1 to 64 visible characters, and a domain of dot-separated labels. "admin@localhost" is an address.
-_LABEL: Final = r"[^\W_](?:[\w-]{0,61}[^\W_])?"
+_LABEL: Final = r"[^\W_](?:(?:[^\W_]|-){0,61}[^\W_])?"
 _ADDRESS: Final = re.compile(rf'[^\s@"(),:;<>\[\]\\]{{1,64}}@{_LABEL}(?:\.{_LABEL})*')
 
 

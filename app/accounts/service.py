@@ -11,12 +11,15 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final, Literal
 
+import trio
+
 from app.accounts import emails
 from app.accounts.audit import SecurityEvent, log_event
 from app.accounts.identity import Identity
 from app.accounts.login_guard import LoginGuard
 from app.accounts.one_time import Ticket, digest, new_secret
 from app.accounts.passwords import Passwords
+from app.accounts.revocations import listen_for_revocations
 from app.accounts.sessions import LiveSessions
 from app.accounts.tokens import AccessTokens, TokenPair
 from app.accounts.users import Users
@@ -50,12 +53,12 @@ class AccountService:
         users: what an administrator may do.
     """
 
-    def __init__(  # noqa: PLR0913  # wired in one place, all by keyword
+    def __init__(  # noqa: PLR0913  # wired in one place
         self,
         database: Database,
-        *,
         key: bytes,
         settings: AccountSettings,
+        *,
         live: LiveSessions | None = None,
         audit: Callable[[SecurityEvent], None] = log_event,
         now: Callable[[], datetime] = _utc_now,
@@ -259,6 +262,12 @@ class AccountService:
         return code
 
     # -- upkeep --------------------------------------------------------------------------------------
+
+    async def listen_for_revocations(
+        self, conninfo: str, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """End what is open for a session that another process revoked; `conninfo` is the accounts role's."""
+        await listen_for_revocations(conninfo, self.live, self._store, self._now, task_status=task_status)
 
     async def remove_expired(self) -> bool:
         """Remove a bounded number of expired rows; True when there may be more."""

@@ -65,7 +65,7 @@ class Accounts:
 
     def value(self, sql: str, *params: object) -> object:
         """Return what one SELECT of one value gives."""
-        return self.owner.execute(sql, params).fetchone()[0]
+        return self.owner.execute(sql, params or None).fetchone()[0]
 
 
 @pytest.fixture
@@ -79,8 +79,8 @@ async def accounts(database) -> AsyncIterator[Accounts]:
             def make(**settings: object) -> AccountService:
                 return AccountService(
                     Database(pool, borrower="accounts"),
-                    key=KEY,
-                    settings=AccountSettings(hash_cost=HashCost(8, 1, 1), **settings),
+                    KEY,
+                    AccountSettings(hash_cost=HashCost(8, 1, 1), **settings),
                     audit=audited.append,
                     now=clock,
                 )
