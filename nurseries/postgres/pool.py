@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 import attrs
 import trio
 
-from nurseries.breaker import Breaker, BreakerStatistics
+from nurseries.breaker import Breaker, BreakerOpen, BreakerStatistics
 from nurseries.budgets import Budget, BudgetLimits, Lease
 from nurseries.errors import DatabaseUnavailable, PoolExhausted
 from nurseries.postgres.connection import Connection
@@ -184,22 +184,25 @@ class Pool:
 
     async def _queue(self, borrower: str) -> Lease:
         """Wait for a place within the budget, unless waiting has been in vain for all for some time."""
-        retry_after = self._queueing.admit()
-        if retry_after is not None:
-            raise PoolExhausted("all database connections are in use", retry_after=retry_after)
+        try:
+            admission = self._queueing.admit()
+        except BreakerOpen as error:
+            raise PoolExhausted(
+                "all database connections are in use", retry_after=error.retry_after
+            ) from error
         try:
             lease = await self._budget.acquire(borrower)
         except PoolExhausted:
             # A user who waits behind their own leases says nothing about the pool.
             if self._budget.is_full:
-                self._queueing.failed()
+                admission.failed()
             else:
-                self._queueing.abandoned()
+                admission.abandoned()
             raise
         except BaseException:
-            self._queueing.abandoned()
+            admission.abandoned()
             raise
-        self._queueing.succeeded()
+        admission.succeeded()
         return lease
 
     def _take_idle(self) -> Connection | None:
@@ -216,18 +219,21 @@ class Pool:
     async def _open(self) -> Connection:
         if self._closed:
             raise DatabaseUnavailable("the pool is closed")
-        retry_after = self._connecting.admit()
-        if retry_after is not None:
-            raise DatabaseUnavailable("the database could not be reached just now", retry_after=retry_after)
+        try:
+            admission = self._connecting.admit()
+        except BreakerOpen as error:
+            raise DatabaseUnavailable(
+                "the database could not be reached just now", retry_after=error.retry_after
+            ) from error
         try:
             connection = await Connection.open(self._conninfo)
         except DatabaseUnavailable:
-            self._connecting.failed()
+            admission.failed()
             raise
         except BaseException:
-            self._connecting.abandoned()
+            admission.abandoned()
             raise
-        self._connecting.succeeded()
+        admission.succeeded()
         return connection
 
     def _discard(self, connection: Connection) -> None:
