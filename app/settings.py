@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 import typed_settings as ts
 from typed_settings.exceptions import TsError
-from typed_settings.loaders import DictLoader
+from typed_settings.loaders import DictLoader, Loader
 
 from app.accounts.settings import AccountSettings
 from nurseries.errors import StartupFailed
@@ -25,13 +25,17 @@ if TYPE_CHECKING:
 
 PREFIX: Final = "NURSERIES_"
 CONFIG_VARIABLE: Final = "NURSERIES_CONFIG"
-_positive = attrs.validators.gt(0)
-_not_negative = attrs.validators.ge(0)
+_positive: Any = attrs.validators.gt(0)
+_not_negative: Any = attrs.validators.ge(0)
 
 
 def _default_data_dir() -> Path:
     base = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
     return Path(base) / "nurseries"
+
+
+def _secret(value: str | ts.SecretStr) -> ts.SecretStr:
+    return value if isinstance(value, ts.SecretStr) else ts.SecretStr(value)
 
 
 @attrs.frozen
@@ -99,7 +103,7 @@ class Settings:
         default=8000, validator=attrs.validators.and_(attrs.validators.ge(0), attrs.validators.le(65535))
     )
     data_dir: Path = attrs.field(factory=_default_data_dir)
-    database_url: ts.SecretStr = attrs.field(default="", converter=ts.SecretStr)
+    database_url: ts.SecretStr = attrs.field(factory=lambda: ts.SecretStr(""), converter=_secret)
     origins: tuple[str, ...] = ()
     sockets_per_user: int = attrs.field(default=10, validator=_positive)
     load_agent: bool = False
@@ -127,7 +131,7 @@ def load_settings(flags: Mapping[str, Any], config: Path | None = None) -> Setti
     if path is not None and not path.is_file():
         raise StartupFailed(f"the settings file {path} does not exist")
     files = [str(path)] if path else []
-    loaders = [
+    loaders: list[Loader] = [
         ts.FileLoader(formats={"*.toml": ts.TomlFormat("nurseries")}, files=files),
         ts.EnvLoader(prefix=PREFIX, nested_delimiter="_"),
         DictLoader(dict(flags)),

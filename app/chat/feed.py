@@ -6,12 +6,13 @@ again where its outbox overflowed.
 
 from __future__ import annotations
 
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Final
 
 import trio
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncGenerator, Sequence
 
     from nurseries.events import Event, Streams
     from nurseries.session import History
@@ -19,11 +20,12 @@ if TYPE_CHECKING:
 KEEP_ALIVE_SECONDS: Final = 15.0
 FEED_EVENTS: Final = 512
 ENDS: Final = frozenset({"run_failed", "run_cancelled", "run_interrupted", "agent_completed"})
+"""What ends a run. Sub-agents complete under run ids of their own."""
 
 
 async def follow(
     streams: Streams, history: History, user_id: str, thread_id: str, after: int
-) -> AsyncIterator[Sequence[Event]]:
+) -> AsyncGenerator[Sequence[Event], None]:
     """Yield pages of events after `after`, for ever; an empty page says that all is quiet, now and then."""
     cursor = after
     while True:
@@ -50,16 +52,13 @@ async def follow(
 
 async def follow_run(
     streams: Streams, history: History, user_id: str, thread_id: str, after: int, run_id: str
-) -> AsyncIterator[Sequence[Event]]:
+) -> AsyncGenerator[Sequence[Event], None]:
     """Yield the events of one run and end with it."""
-    async for page in follow(streams, history, user_id, thread_id, after):
-        mine = [event for event in page if event.run_id == run_id]
-        if mine or not page:
-            yield mine
-        if any(ends_run(event) for event in mine):
-            return
+    async with aclosing(follow(streams, history, user_id, thread_id, after)) as pages:
+        async for page in pages:
+            mine = [event for event in page if event.run_id == run_id]
+            if mine or not page:
+                yield mine
+            if any(event.type in ENDS for event in mine):
+                return
 
-
-def ends_run(event: Event) -> bool:
-    """Say whether an event of a top-level run is its last: sub-agents complete under run ids of their own."""
-    return event.type in ENDS

@@ -23,7 +23,7 @@ class Empty(Body, frozen=True):
 B = TypeVar("B", bound=Body)
 
 # msgspec and the codec end their messages with the place: "... - at `$.email`", "... field `email`".
-_PLACE: Final = re.compile(r"`(?:\$\.?)?([^`]*)`$")
+_PLACE: Final = re.compile(r"(?:at `\$\.?|field `)([^`]*)`$")
 
 
 def decode_body(data: bytes, target: type[B]) -> B:

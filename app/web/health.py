@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from nurseries.serving import Listener
 
 
-@attrs.frozen(eq=False, kw_only=True)
+@attrs.define(eq=False, kw_only=True)
 class Vitals:
-    """All that a health page looks at."""
+    """All that a health page looks at. `listener` is set when there is one: it serves these pages itself."""
 
     service: AccountService
     server: Server
@@ -35,12 +35,12 @@ class Vitals:
     runs: Runs
     streams: Streams
     isolation: Isolation
-    listener: Listener
     metrics: str
+    listener: Listener = attrs.field(init=False)
 
     def unready(self) -> list[str]:
         """Return the reasons why no new work should be sent here."""
-        reasons = []
+        reasons: list[str] = []
         if self.server.state != "ready":
             reasons.append(self.server.state)
         statistics = self.kernel.pool.statistics()

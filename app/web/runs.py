@@ -22,7 +22,7 @@ from app.wire.messages import OnConflict, OnDisconnect  # noqa: TC001  # msgspec
 from nurseries.cleanup import cleanup_scope
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncGenerator, Sequence
 
     from app.accounts.identity import Identity
     from app.accounts.service import AccountService
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from nurseries.events import Event, Streams
     from nurseries.request import Kernel
     from nurseries.server import Server
+
+    Pages = AsyncGenerator[Sequence[Event], None]
 
 
 class NewRun(Body, frozen=True):
@@ -112,7 +114,7 @@ def runs_blueprint(  # noqa: C901  # one closure a route
         row = await _row(identity, accepted.run_id)
         return {"run_id": row.run_id, "status": row.status, "output": row.output, **_error(row)}
 
-    async def _run_events(identity: Identity, ask: Ask, accepted: Accepted) -> AsyncIterator[Sequence[Event]]:
+    async def _run_events(identity: Identity, ask: Ask, accepted: Accepted) -> Pages:
         history = ThreadHistory(kernel, identity.user_id)
         pages = follow_run(streams, history, identity.user_id, ask.thread_id, accepted.after, accepted.run_id)
         try:
@@ -123,12 +125,10 @@ def runs_blueprint(  # noqa: C901  # one closure a route
             if accepted.run is not None:
                 await _left(ask, accepted.run)
 
-    async def _watched(
-        identity: Identity, pages: AsyncIterator[Sequence[Event]]
-    ) -> AsyncIterator[Sequence[Event]]:
+    async def _watched(identity: Identity, pages: Pages) -> Pages:
         """Pass the pages on until the identity's session ends, which ends the stream."""
         scope = trio.CancelScope()
-        async with service.watching(identity, lambda _reason: scope.cancel()), aclosing(pages):  # type: ignore[type-var]
+        async with service.watching(identity, lambda _reason: scope.cancel()), aclosing(pages):
             while not scope.cancel_called:
                 page: Sequence[Event] | None = None
                 with scope:
