@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -208,6 +209,7 @@ async def _serve(
     services: list[Service] = [server.stop_on_signals]
     if store.supervise is not None:
         services.append(store.supervise)
-    services += [tenancy.run, journal.run, janitor.recover_then_run, accounts.listen_for_revocations]
+    listen = partial(accounts.listen_for_revocations, store.access.accounts)
+    services += [tenancy.run, journal.run, janitor.recover_then_run, listen]
     code = await accounts.create_first_user() if store.supervise is not None else None
     await server.run(services, listener, runs, ready=lambda urls: ready(urls, code))

@@ -9,7 +9,7 @@ import trio
 
 from app.store.accounts import CHANNEL
 from nurseries.errors import NurseriesError
-from nurseries.postgres.listening import listen
+from nurseries.postgres.listen import listen
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,8 +50,8 @@ async def listen_for_revocations(
                 if not has_started:
                     task_status.started()
                     has_started = True
-                while True:
-                    session_id, _, reason = (await notifications.receive()).partition(" ")
+                async for notification in notifications:
+                    session_id, _, reason = notification.payload.partition(" ")
                     live.revoke([session_id], reason)
         except NurseriesError as error:
             logger.warning("revocations by other processes cannot be heard", error=str(error))
