@@ -30,6 +30,8 @@ _not_negative: Any = attrs.validators.ge(0)
 
 
 def _default_data_dir() -> Path:
+    if os.geteuid() == 0:
+        return Path("/var/lib/nurseries")  # root's home is closed to the account that PostgreSQL runs as
     base = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
     return Path(base) / "nurseries"
 

@@ -113,5 +113,7 @@ async def chat(house, database, nursery) -> AsyncIterator[Chat]:
         agents = AgentRegistry([Patient, Broken, Exiting, Echo, Assistant, Load])
         runs = Runs(kernel, journal, Catalog(agents=agents, tools=built_in_tools()), RunBounds())
         await nursery.start(journal.run)
-        yield Chat(house, kernel, journal, journal_database, streams, runs, nursery)
+        async with trio.open_nursery() as owner:  # inside the journal's, which the last events still need
+            yield Chat(house, kernel, journal, journal_database, streams, runs, owner)
+            owner.cancel_scope.cancel()
         nursery.cancel_scope.cancel()
