@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from quart import Blueprint, Response, request
 
 from app.web.authentication import require_identity
-from app.web.bodies import Body, Empty, json_response, read_body
+from app.web.bodies import Body, Empty, json_response, no_content, read_body
 
 if TYPE_CHECKING:
     from app.accounts.service import AccountService
@@ -68,7 +68,7 @@ def accounts_blueprint(service: AccountService) -> Blueprint:
         identity = await require_identity(service)
         await read_body(Empty)
         await service.logout(identity)
-        return Response(status=204)
+        return no_content()
 
     @accounts.post("/v1/auth/ticket")
     async def ticket() -> Response:

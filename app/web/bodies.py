@@ -7,6 +7,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 from quart import Response, request
+from quart_trio.wrappers import TrioResponse
 
 from app.errors import BadJson, InvalidField
 from app.wire.codec import BadFrame, BadJSON, convert, decode_json, encode_json
@@ -51,3 +52,10 @@ async def read_body(target: type[B]) -> B:
 def json_response(document: Any, status: int = 200) -> Response:
     """Return `document`, a mapping or an attrs or msgspec instance, as a JSON response."""
     return Response(encode_json(document), status, content_type="application/json")
+
+
+def no_content() -> Response:
+    """Return 204 without a body. Quart's own empty response asks for an asyncio loop."""
+    response = TrioResponse(status=204)
+    del response.headers["Content-Type"]
+    return response

@@ -15,7 +15,7 @@ from app.errors import InvalidField, NotFound
 from app.store import runs as key_store
 from app.store import threads as store
 from app.web.authentication import require_identity
-from app.web.bodies import Body, json_response, read_body
+from app.web.bodies import Body, json_response, no_content, read_body
 from app.web.idempotency import idempotency_key, request_fingerprint
 from app.wire.codec import encode_json
 from nurseries.ids import new_id
@@ -83,7 +83,7 @@ def threads_blueprint(service: AccountService, kernel: Kernel, runs: Runs) -> Bl
         async with open_call(kernel, identity.user_id, thread_id=known(thread_id, "thread")) as call:
             if not await runs.delete_thread(call, thread_id):
                 raise NotFound("no such thread")
-        return Response(status=204)
+        return no_content()
 
     @threads.get("/v1/threads/<thread_id>/messages")
     async def messages(thread_id: str) -> Response:

@@ -117,12 +117,11 @@ def convert(document: Any, target: type[T]) -> T:
     Raises:
         BadFrame: a field is missing, unknown, of the wrong type, or holds text that cannot be stored.
     """
+    _check_text(document, "$")  # first: msgspec fails in its own way on a key that is no text
     try:
-        value = msgspec.convert(document, target, strict=True)
+        return msgspec.convert(document, target, strict=True)
     except msgspec.ValidationError as error:
         raise BadFrame(_plain(str(error))) from error
-    _check_text(document, "$")
-    return value
 
 
 def _plain(text: str) -> str:
@@ -141,6 +140,7 @@ def _check_text(value: Any, path: str) -> None:
                 raise BadFrame(f"a lone surrogate - at `{path}`") from error
     elif isinstance(value, dict):
         for key, item in value.items():
+            _check_text(key, path)
             _check_text(item, f"{path}.{key}")
     elif isinstance(value, list):
         for index, item in enumerate(value):
