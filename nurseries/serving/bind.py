@@ -1,0 +1,80 @@
+"""Listening sockets: TCP over IPv4 and IPv6, and unix."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import stat
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+_BACKLOG = 1024
+
+
+@contextlib.contextmanager
+def listening(host: str | None, port: int, unix_path: Path | None) -> Iterator[list[socket.socket]]:
+    """Bind every address that `host` stands for, and a unix socket; close them all at the end.
+
+    With port 0 the system picks one, the same for all addresses. A unix socket's file is removed at the end,
+    and before the start if nobody listens on it any more.
+
+    Raises:
+        OSError: an address cannot be had.
+    """
+    with contextlib.ExitStack() as stack:
+        sockets: list[socket.socket] = []
+        if host is not None:
+            flags = socket.AI_PASSIVE
+            infos = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=flags)
+            for family, kind, proto, _, address in dict.fromkeys(infos):
+                sock = stack.enter_context(socket.socket(family, kind, proto))
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:  # IPv4 has a socket of its own
+                    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                sock.bind((address[0], port, *address[2:]))
+                port = port or sock.getsockname()[1]
+                sockets.append(sock)
+        if unix_path is not None:
+            sockets.append(stack.enter_context(_unix(unix_path)))
+        for sock in sockets:
+            sock.setblocking(False)
+            sock.listen(_BACKLOG)
+        yield sockets
+
+
+@contextlib.contextmanager
+def _unix(path: Path) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX) as sock:
+        _remove_stale(path)
+        sock.bind(os.fspath(path))
+        try:
+            yield sock
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _remove_stale(path: Path) -> None:
+    try:
+        if not stat.S_ISSOCK(path.stat().st_mode):
+            return  # binding will say what is in the way
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(os.fspath(path))
+        except ConnectionRefusedError:
+            path.unlink(missing_ok=True)
+
+
+def url_of(sock: socket.socket, *, secure: bool) -> str:
+    """Return the URL under which a listening socket is reached."""
+    scheme = "https" if secure else "http"
+    name = sock.getsockname()
+    if sock.family == socket.AF_UNIX:
+        return f"{scheme}+unix://{name}"
+    host = f"[{name[0]}]" if sock.family == socket.AF_INET6 else name[0]
+    return f"{scheme}://{host}:{name[1]}"

@@ -1,0 +1,125 @@
+"""What every HTTP connection of a listener shares: the application, the limits, the counters."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import attrs
+import trio
+from hypercorn.config import Config
+from hypercorn.trio.worker_context import EventWrapper, WorkerContext
+
+from nurseries.serving.asgi import ASGIApp, problem_app
+from nurseries.serving.headers import Headers
+from nurseries.serving.problem import Problem
+from nurseries.serving.rates import AddressRates, rate_key
+
+if TYPE_CHECKING:
+    from nurseries.serving.limits import ServingLimits
+    from nurseries.serving.peers import Client, TrustedProxies
+
+
+@attrs.frozen
+class ServingStatistics:
+    """What a listener does and did.
+
+    Attributes:
+        connections: open now, of every kind.
+        websockets: open now.
+        requests: HTTP requests being answered now.
+        accepted: connections since the start.
+        requests_total: HTTP requests since the start.
+        websockets_total: accepted WebSockets since the start.
+        refused: connections over a limit on connections.
+        rate_limited: requests and handshakes over the rate of their address.
+        rate_addresses: addresses whose rate is remembered now.
+        crashed: handlers and connections that failed with an exception; each was logged once.
+        draining: whether the listener has stopped accepting.
+    """
+
+    connections: int
+    websockets: int
+    requests: int
+    accepted: int
+    requests_total: int
+    websockets_total: int
+    refused: int
+    rate_limited: int
+    rate_addresses: int
+    crashed: int
+    draining: bool
+
+
+class Drainable(Protocol):
+    """A connection that can be asked to end when it is done."""
+
+    def drain(self) -> None:
+        """Take no new request; end when idle."""
+
+
+@attrs.define(eq=False)
+class Serving:
+    """The state that the connections of one listener share."""
+
+    http: ASGIApp
+    limits: ServingLimits
+    proxies: TrustedProxies
+    rates: AddressRates
+    config: Config
+    context: WorkerContext
+    connections: set[Drainable] = attrs.field(factory=set)
+    websockets: int = 0
+    requests: int = 0
+    accepted: int = 0
+    requests_total: int = 0
+    websockets_total: int = 0
+    refused: int = 0
+    rate_limited: int = 0
+    crashed: int = 0
+    draining: bool = False
+
+    @classmethod
+    def of(cls, http: ASGIApp, limits: ServingLimits, proxies: TrustedProxies) -> Serving:
+        """Return the state of a new listener."""
+        config = Config()
+        config.accesslog = None
+        config.errorlog = None
+        config.include_server_header = False
+        config.h11_max_incomplete_size = limits.head_bytes
+        config.h2_max_concurrent_streams = limits.http2_streams
+        config.h2_max_header_list_size = limits.head_bytes
+        config.keep_alive_max_requests = 2**62  # a rate per address bounds requests, not a number of them
+        rates = AddressRates(limits.requests_per_second, limits.request_burst, limits.rate_addresses)
+        return cls(http, limits, proxies, rates, config, WorkerContext(None))
+
+    def drain(self) -> None:
+        """Ask every connection to end when it is done."""
+        self.draining = True
+        terminated = self.context.terminated
+        assert isinstance(terminated, EventWrapper)
+        terminated._event.set()  # noqa: SLF001  # its own set() is asynchronous without awaiting anything
+        for connection in tuple(self.connections):
+            connection.drain()
+
+    def count_crash(self) -> None:
+        """Count a handler that failed."""
+        self.crashed += 1
+
+    def rate_limit(self, address: str) -> Problem | None:
+        """Take one request of an address, or return the answer to one too many."""
+        wait = self.rates.take(rate_key(address), trio.current_time())
+        if wait == 0.0:
+            return None
+        self.rate_limited += 1
+        return Problem.of(429, retry_after=wait)
+
+    def admit(
+        self, address: str, items: list[tuple[bytes, bytes]], *, secure: bool
+    ) -> tuple[Client, ASGIApp]:
+        """Return whom a request comes from and what answers it: the application, or a refusal."""
+        self.requests_total += 1
+        client = self.proxies.client(address, Headers(items), secure=secure)
+        problem = self.rate_limit(client.address)
+        if problem is None and len(items) > self.limits.head_fields:
+            problem = Problem.of(431)
+        return client, self.http if problem is None else problem_app(problem)
