@@ -49,6 +49,7 @@ class Connection:
     """One session. One task at a time may use it; a second is refused with `trio.BusyResourceError`.
 
     Attributes:
+        pid: process id of the server's side, as in `pg_stat_activity`.
         opened_at: when it was opened, on Trio's clock.
     """
 
@@ -60,6 +61,7 @@ class Connection:
     def __init__(self, pgconn: PGconn) -> None:
         pgconn.enter_pipeline_mode()
         pgconn.notice_handler = None  # notices have no reader; without this libpq prints them
+        self.pid = pgconn.backend_pid
         self.opened_at = trio.current_time()
         self._pgconn = pgconn
         self._fd = pgconn.socket
@@ -72,11 +74,6 @@ class Connection:
         self._exchange: Exchange | None = None  # the one in flight
 
     # -- state ---------------------------------------------------------------------------------------
-
-    @property
-    def pid(self) -> int:
-        """Process id of the server's side, as in `pg_stat_activity`."""
-        return self._pgconn.backend_pid
 
     @property
     def is_closed(self) -> bool:
