@@ -15,7 +15,7 @@ from cyclopts import Parameter, validators
 from rich.console import Console
 
 from app.cli.client import Api, ClientError, leaves, open_api
-from app.cli.light_socket import open_light_socket
+from app.cli.connection import open_connection
 from app.cli.load import Order, Seat, Tally
 from app.cli.observer import look
 from app.cli.report import Greed, Report, ServerUse, make_report, print_report
@@ -179,8 +179,8 @@ async def _open_seats(plan: Plan, accounts: list[Account], console: Console) -> 
 
 
 async def _sit(plan: Plan, account: Account, *, task_status: trio.TaskStatus[Seat]) -> None:
-    async with open_light_socket(plan.url, account.token) as socket:
-        seat = Seat(socket, account.user_id, account.threads, plan.order, Tally())
+    async with open_connection(plan.url, account.token) as connection:
+        seat = Seat(connection, account.user_id, account.threads, plan.order, Tally())
         task_status.started(seat)
         await seat.read()
 

@@ -7,6 +7,7 @@ import ssl
 import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
+from urllib.parse import urlsplit
 
 import attrs
 import httpx
@@ -16,11 +17,15 @@ import trio
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
+    from trio.abc import Stream
+
 CALL_SECONDS: Final = 30.0
 """How long one HTTP call may take, every byte of it."""
 
 EARLY_SECONDS: Final = 30.0
 """A token this close to its end is renewed before it is used."""
+
+SOCKET_PATH: Final = "/v1/ws"
 
 ABNORMAL: Final = 1006
 """The close code that stands for a connection which ended without one (RFC 6455, 7.1.5)."""
@@ -243,7 +248,7 @@ async def open_api(url: str, *, patience: float = 10.0, connections: int = 4) ->
     """
     async with httpx.AsyncClient(
         base_url=url,
-        verify=tls_context() if url.startswith("https:") else False,
+        verify=ssl.create_default_context() if url.startswith("https:") else False,
         timeout=CALL_SECONDS,
         trust_env=False,
         limits=httpx.Limits(max_connections=connections),
@@ -251,9 +256,20 @@ async def open_api(url: str, *, patience: float = 10.0, connections: int = 4) ->
         yield Api(http, patience=patience)
 
 
-def tls_context() -> ssl.SSLContext:
-    """Return how both sides of a client check a server: this machine's certificates."""
-    return ssl.create_default_context()
+async def open_stream(url: str) -> Stream:
+    """Connect to the server at `url`, for a socket. The caller closes the stream.
+
+    Raises:
+        Unreachable: nobody listens there, or TLS failed.
+    """
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    try:
+        if parts.scheme == "https":
+            return await trio.open_ssl_over_tcp_stream(host, parts.port or 443, https_compatible=True)
+        return await trio.open_tcp_stream(host, parts.port or 80)
+    except (OSError, trio.BrokenResourceError) as exc:
+        raise Unreachable(f"cannot connect to {url}: {exc}") from exc
 
 
 def _tokens(answer: httpx.Response) -> Tokens:

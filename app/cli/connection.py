@@ -1,65 +1,144 @@
-"""One socket of the protocol over trio-websocket.
+"""One socket of the protocol: the sans-I/O layer of `websockets` straight on a Trio stream.
 
-Another implementation of WebSocket than the server's, on purpose: two that agree are worth more than one.
+A load generator shares its machine with the server that it measures. Receiving a frame costs about 20 µs of
+CPU this way; through trio-websocket it is about 115 µs, at 3,500 frames a second nearly half a core. And
+whoever needs a socket that ends cleanly finds that trio-websocket leaves its stream open when the peer goes
+first, and puts two messages into one when a send is cancelled.
 """
 
 from __future__ import annotations
 
-import logging
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
-import msgspec
 import trio
-import trio_websocket
+from websockets.client import ClientProtocol
+from websockets.exceptions import InvalidStatus
+from websockets.frames import Frame as WebSocketFrame
+from websockets.frames import Opcode
+from websockets.protocol import State
+from websockets.typing import Subprotocol
+from websockets.uri import parse_uri
 
-from app.cli.client import ABNORMAL, Closed, Unreachable, refusal, tls_context
-from app.cli.frames import Frame, decode
+from app.cli.client import ABNORMAL, SOCKET_PATH, Closed, Unreachable, open_stream, refusal
+from nurseries.cleanup import cleanup_scope
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 SUBPROTOCOL: Final = "nurseries.v1"
+RECEIVE_BYTES: Final = 65536
 CONNECT_SECONDS: Final = 15.0
 GOODBYE_SECONDS: Final = 2.0
 """How long the closing handshake may take before the stream is simply dropped."""
 
 
 class Connection:
-    """An authenticated socket whose `connection_established` has been read.
+    """An open socket. One task receives; any task sends.
 
-    Attributes:
-        established: that first frame.
+    A send that is cancelled closes the stream: half a frame may be on its way.
     """
 
-    def __init__(self, websocket: trio_websocket.WebSocketConnection, established: Frame) -> None:
-        self._websocket = websocket
-        self.established = established
+    def __init__(self, stream: trio.abc.Stream, protocol: ClientProtocol) -> None:
+        self._stream = stream
+        self._protocol = protocol
+        self._sending = trio.Lock()
 
-    async def receive(self) -> tuple[Frame, bytes]:
-        """Return the next frame, decoded and as it came.
+    async def receive(self) -> list[bytes]:
+        """Return the messages that the next read completes, at least one.
 
         Raises:
-            Closed: there is none.
+            Closed: there are no more.
         """
-        return await _receive(self._websocket)
+        while True:
+            messages = [
+                bytes(event.data)
+                for event in self._protocol.events_received()
+                if isinstance(event, WebSocketFrame) and event.opcode is Opcode.TEXT
+            ]
+            try:
+                await self.flush()  # answers to pings and to a close
+            except Closed:
+                if not messages:
+                    raise
+            if messages:
+                return messages
+            if self._protocol.close_rcvd is not None:
+                raise self._closed()
+            await self._read()
 
-    async def send(self, **frame: object) -> None:
-        """Send one frame.
-
-        A send that is cancelled closes the socket: half a frame may be on its way, and trio-websocket would
-        put the next one right behind it.
+    async def send(self, message: bytes) -> None:
+        """Send one text message.
 
         Raises:
             Closed: it cannot be sent any more.
         """
+        if self._protocol.state is not State.OPEN:
+            raise self._closed()
+        self._protocol.send_text(message)
+        await self.flush()
+
+    async def flush(self) -> None:
+        """Send what the protocol has to say; nothing happens if that is nothing."""
+        if not (waiting := self._protocol.data_to_send()):
+            return
         try:
-            await self._websocket.send_message(msgspec.json.encode(frame).decode())
-        except trio_websocket.ConnectionClosed as exc:
-            raise _closed(exc) from exc
+            async with self._sending:
+                await self._stream.send_all(b"".join(waiting))
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+            raise self._closed() from exc
         except trio.Cancelled:
-            await trio.aclose_forcefully(self._websocket)
+            await trio.aclose_forcefully(self._stream)
             raise
+
+    async def shake_hands(self, token: str) -> None:
+        """Ask for the upgrade and wait for the answer.
+
+        Raises:
+            Refused: the answer is another than an upgrade.
+            Unreachable: there is none, or it is not one of this protocol.
+        """
+        request = self._protocol.connect()
+        request.headers["Authorization"] = f"Bearer {token}"
+        self._protocol.send_request(request)
+        await self.flush()
+        while self._protocol.handshake_exc is None and not self._protocol.events:
+            await self._read()
+        failed = self._protocol.handshake_exc
+        if isinstance(failed, InvalidStatus):
+            answer = failed.response
+            raise refusal(answer.status_code, bytes(answer.body or b""), answer.headers.get("Retry-After"))
+        if failed is not None:
+            raise Unreachable(f"the handshake failed: {failed}") from failed
+        if self._protocol.subprotocol != SUBPROTOCOL:
+            raise Unreachable(f"the server does not speak {SUBPROTOCOL}")
+
+    async def say_goodbye(self) -> None:
+        """Close in order, if it is not closed yet."""
+        if self._protocol.state is not State.OPEN:
+            return
+        try:
+            self._protocol.send_close(1000)
+            await self.flush()
+            while True:
+                await self.receive()
+        except Closed:
+            return
+
+    async def _read(self) -> None:
+        try:
+            data = await self._stream.receive_some(RECEIVE_BYTES)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            data = b""
+        if data:
+            self._protocol.receive_data(data)
+            return
+        self._protocol.receive_eof()
+        raise self._closed()
+
+    def _closed(self) -> Closed:
+        received = self._protocol.close_rcvd
+        return Closed(received.code, received.reason) if received is not None else Closed(ABNORMAL)
 
 
 @asynccontextmanager
@@ -68,48 +147,23 @@ async def open_connection(url: str, token: str) -> AsyncIterator[Connection]:
 
     Raises:
         Refused: the handshake was answered, with something else than an upgrade.
-        Unreachable: it was not answered.
-        Closed: it was accepted and closed again before the first frame.
+        Unreachable: it was not answered in time.
     """
-    secure = url.startswith("https:")
-    try:
-        async with trio_websocket.open_websocket_url(
-            "ws" + url.removeprefix("http").rstrip("/") + "/v1/ws",
-            tls_context() if secure else None,
-            subprotocols=[SUBPROTOCOL],
-            extra_headers=[(b"authorization", f"Bearer {token}".encode())],
-            connect_timeout=CONNECT_SECONDS,
-            disconnect_timeout=GOODBYE_SECONDS,
-        ) as websocket:
-            if websocket.subprotocol != SUBPROTOCOL:
-                raise Unreachable(f"{url} does not speak {SUBPROTOCOL}")
-            with trio.move_on_after(CONNECT_SECONDS) as scope:
-                established, _ = await _receive(websocket)
-            if scope.cancelled_caught:
-                raise Unreachable(f"{url} accepted a socket and said nothing")
-            yield Connection(websocket, established)
-    except trio_websocket.ConnectionRejected as exc:
-        headers = {name.lower(): value for name, value in exc.headers}
-        raise refusal(exc.status_code, exc.body or b"", headers.get(b"retry-after", b"").decode()) from exc
-    except trio_websocket.DisconnectionTimeout:
-        logging.getLogger(__name__).debug("the server did not answer the close frame")
-    except trio_websocket.HandshakeError as exc:
-        raise Unreachable(f"cannot open a socket at {url}: {exc.__cause__ or exc}") from exc
-
-
-async def _receive(websocket: trio_websocket.WebSocketConnection) -> tuple[Frame, bytes]:
-    try:
-        message = await websocket.get_message()
-    except trio_websocket.ConnectionClosed as exc:
-        raise _closed(exc) from exc
-    raw = message.encode() if isinstance(message, str) else message
-    try:
-        return decode(raw), raw
-    except ValueError as exc:
-        raise Unreachable(f"a frame that is not of this protocol: {exc}") from exc
-
-
-def _closed(exc: trio_websocket.ConnectionClosed) -> Closed:
-    if exc.reason is None:
-        return Closed(ABNORMAL)
-    return Closed(exc.reason.code, exc.reason.reason or "")
+    uri = parse_uri("ws" + url.removeprefix("http").rstrip("/") + SOCKET_PATH)
+    protocol = ClientProtocol(uri, subprotocols=[Subprotocol(SUBPROTOCOL)])
+    with trio.move_on_after(CONNECT_SECONDS) as scope:
+        stream = await open_stream(url)
+        connection = Connection(stream, protocol)
+        try:
+            await connection.shake_hands(token)
+        except BaseException:
+            await trio.aclose_forcefully(stream)
+            raise
+    if scope.cancelled_caught:
+        raise Unreachable(f"{url} did not answer a handshake in {CONNECT_SECONDS:.0f} s")
+    async with stream:
+        try:
+            yield connection
+        finally:
+            with cleanup_scope(GOODBYE_SECONDS):
+                await connection.say_goodbye()

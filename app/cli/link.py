@@ -7,17 +7,21 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final, Protocol
 
 import attrs
+import msgspec
 import trio
 
 from app.cli.client import ABNORMAL, ClientError, Closed, Refused, Unreachable
 from app.cli.connection import Connection, open_connection
-from app.cli.frames import Cursor, Frame
+from app.cli.frames import Cursor, Frame, decode
 
 if TYPE_CHECKING:
     from app.cli.credentials import Credentials
 
 FIRST_DELAY: Final = 0.25
 LONGEST_DELAY: Final = 15.0
+HEARTBEAT_SECONDS: Final = 15.0
+"""How often we ask whether the server is there, until it has said how often it asks us."""
+
 OUTGOING: Final = 32
 """Frames that may wait for the socket; a person at a terminal never has more than three."""
 
@@ -71,6 +75,7 @@ class Link:
         self._cancelling: set[str] = set()
         self._outgoing: trio.MemorySendChannel[Mapping[str, object]] | None = None
         self._subscribed = False
+        self._heartbeat = HEARTBEAT_SECONDS
         self.thread_id = ""
         self.cursor = Cursor(0)
 
@@ -140,7 +145,6 @@ class Link:
             self._listener.on_status("connected again")
         self._backoff = Backoff()
         self._down_since = None
-        heartbeat = connection.established.heartbeat_seconds or 30.0
         self._outgoing, waiting = trio.open_memory_channel[Mapping[str, object]](OUTGOING)
         self._subscribe()
         for frame in self._unaccepted.values():
@@ -150,24 +154,26 @@ class Link:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._write, connection, waiting)
-                nursery.start_soon(self._beat, heartbeat)
-                ended = await self._read(connection, 2.0 * heartbeat)
+                nursery.start_soon(self._beat)
+                ended = await self._read(connection)
                 nursery.cancel_scope.cancel()
         finally:
             self._outgoing = None
             self._subscribed = False
         return ended
 
-    async def _read(self, connection: Connection, silence: float) -> ClientError:
+    async def _read(self, connection: Connection) -> ClientError:
         while True:
-            with trio.move_on_after(silence):
+            with trio.move_on_after(2.0 * self._heartbeat):
                 try:
-                    frame, raw = await connection.receive()
-                except (Closed, Unreachable) as ended:
-                    return ended
-                self._take(frame, raw)
+                    for raw in await connection.receive():
+                        self._take(decode(raw), raw)
+                except Closed as closed:
+                    return closed
+                except ValueError as exc:
+                    return Unreachable(f"a frame that is not of this protocol ({exc})")
                 continue
-            return Closed(ABNORMAL, f"nothing was heard for {silence:.0f} s")
+            return Closed(ABNORMAL, f"nothing was heard for {2.0 * self._heartbeat:.0f} s")
 
     async def _write(
         self, connection: Connection, waiting: trio.MemoryReceiveChannel[Mapping[str, object]]
@@ -175,14 +181,14 @@ class Link:
         # Only this task sends, and it is cancelled only together with its socket.
         try:
             async for frame in waiting:
-                await connection.send(**frame)
+                await connection.send(msgspec.json.encode(frame))
         except Closed:
             return  # the reader sees it too, and says so
 
-    async def _beat(self, seconds: float) -> None:
+    async def _beat(self) -> None:
         # The server pings by itself; our own question is how we learn of a peer that is gone.
         while True:
-            await trio.sleep(seconds)
+            await trio.sleep(self._heartbeat)
             self._post({"type": "ping"})
 
     def _take(self, frame: Frame, raw: bytes) -> None:
@@ -193,6 +199,8 @@ class Link:
                 self.cursor.seq = frame.last_seq
                 self._listener.on_gap(frame.last_seq)
             self._subscribed = frame.recovered is False or frame.after == self.cursor.seq
+        elif frame.type == "connection_established":
+            self._heartbeat = frame.heartbeat_seconds or HEARTBEAT_SECONDS
         elif frame.type in {"accepted", "error"}:
             self._listener.on_frame(frame, raw)
 

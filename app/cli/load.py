@@ -16,7 +16,7 @@ from app.cli.client import Closed
 from app.cli.frames import Cursor, Frame, checksum, decode
 
 if TYPE_CHECKING:
-    from app.cli.light_socket import LightSocket
+    from app.cli.connection import Connection
 
 TURN_SECONDS: Final = 120.0
 """How long a turn may take before it counts as an error."""
@@ -126,9 +126,9 @@ class Seat:
     """
 
     def __init__(
-        self, socket: LightSocket, user_id: str, threads: dict[str, int], order: Order, tally: Tally
+        self, connection: Connection, user_id: str, threads: dict[str, int], order: Order, tally: Tally
     ) -> None:
-        self._socket = socket
+        self._connection = connection
         self._order = order
         self._content = msgspec.json.encode(order).decode()
         self._turns: dict[str, Turn] = {}
@@ -167,7 +167,7 @@ class Seat:
         try:
             with trio.move_on_after(TURN_SECONDS) as scope:
                 with suppress(Closed):  # the reader settles every turn that is open
-                    await self._socket.send(message)
+                    await self._connection.send(message)
                 await turn.ended.wait()
         finally:
             del self._turns[thread_id]
@@ -180,7 +180,7 @@ class Seat:
         """Take in everything that arrives, until the socket is closed or we are cancelled."""
         try:
             while True:
-                messages = await self._socket.receive()
+                messages = await self._connection.receive()
                 now = trio.current_time()
                 for message in messages:
                     self._take(decode(message), now)

@@ -18,6 +18,8 @@ from websockets.server import ServerProtocol
 
 from app.cli.frames import checksum
 
+EMAIL, PASSWORD = "ada@example.com", "correct horse battery"
+
 
 @attrs.define(eq=False)
 class Socket:
@@ -41,11 +43,12 @@ class Socket:
             await self.stream.send_all(b"".join(self.protocol.data_to_send()))
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, slots=False)
 class ScriptedServer:
-    """Accounts, threads and logs in memory; `on_event` may interfere before an event goes to a socket."""
+    """Accounts, threads and logs in memory. Tests replace its methods to interfere."""
 
     url: str = ""
+    user_id: str = ""
     passwords: dict = attrs.field(factory=dict)
     users: dict = attrs.field(factory=dict)  # email -> user id
     access: dict = attrs.field(factory=dict)  # live access token -> user id

@@ -1,0 +1,94 @@
+import os
+
+import pytest
+import trio
+
+from app.cli.frames import Frame
+from app.cli.terminal import Lines, Terminal, clean
+
+
+@pytest.fixture
+def pipe():
+    reading, writing = os.pipe()
+    with os.fdopen(reading, "rb", buffering=0) as reader, os.fdopen(writing, "wb", buffering=0) as writer:
+        yield reader, writer
+
+
+async def test_lines_come_whole_however_they_are_written(pipe):
+    """Half a line waits for its other half; several at once are taken one by one."""
+    reader, writer = pipe
+    lines = Lines(reader.fileno())
+    writer.write(b"one\ntwo\r\nthr")
+    assert [await lines.next(), await lines.next()] == ["one", "two"]
+    writer.write("ée\n".encode())
+    assert await lines.next() == "thrée"
+
+
+async def test_input_may_end_without_a_line_feed(pipe):
+    """The last line counts, and then there are no more."""
+    reader, writer = pipe
+    lines = Lines(reader.fileno())
+    writer.write(b"last")
+    writer.close()
+    assert [await lines.next(), await lines.next(), await lines.next()] == ["last", None, None]
+
+
+async def test_waiting_for_a_line_blocks_nobody_and_can_be_cancelled(pipe, autojump_clock):
+    """The loop goes on while nobody types."""
+    reader, _ = pipe
+    with trio.move_on_after(1) as scope:
+        await Lines(reader.fileno()).next()
+    assert scope.cancelled_caught
+
+
+async def test_a_file_can_be_read_too(tmp_path):
+    """A regular file cannot be waited for, and is read all the same."""
+    path = tmp_path / "lines"
+    path.write_text("one\ntwo\n")
+    with path.open("rb") as file:
+        lines = Lines(file.fileno())
+        assert [await lines.next(), await lines.next(), await lines.next()] == ["one", "two", None]
+
+
+def test_nothing_from_a_server_drives_the_terminal():
+    """Escape sequences lose their escape; text, line feeds and tabs stay."""
+    assert clean("a\x1b[2J\x1b]0;title\x07b\n\tc\x9b31m\x7f\r") == "a[2J]0;titleb\n\tc31m"
+
+
+def _event(type_, **payload):
+    return Frame(type=type_, seq=1, payload=payload)
+
+
+def test_an_answer_is_shown_once(capsys):
+    """What was streamed is not repeated at the end; what was not streamed is added."""
+    terminal = Terminal(interactive=False, as_json=False)
+    terminal.event(_event("message_delta", message_id="m", text="forty-"), b"", mine=True)
+    terminal.event(_event("agent_completed", depth=0, message_id="m", output="forty-two"), b"", mine=True)
+    terminal.event(_event("agent_completed", depth=0, message_id="n", output="again"), b"", mine=True)
+    assert capsys.readouterr().out == "forty-two\nagain\n"
+
+
+def test_everything_but_answers_goes_to_standard_error(capsys):
+    """A pipe gets the answers alone."""
+    terminal = Terminal(interactive=False, as_json=False)
+    terminal.event(_event("agent_thinking", agent="a", text="hm"), b"", mine=True)
+    terminal.event(_event("tool_executing", tool="clock", arguments={"zone": "UTC"}), b"", mine=True)
+    terminal.event(
+        _event("tool_completed", tool="clock", ok=True, result="now", milliseconds=3), b"", mine=True
+    )
+    terminal.event(_event("run_failed", code="model", message="gone"), b"", mine=True)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines() == [
+        "  hm",
+        '  clock {"zone":"UTC"}',
+        "  clock → now (3 ms)",
+        "failed: gone (model)",
+    ]
+
+
+def test_json_shows_the_events_as_they_came(capfdbinary):
+    """One envelope a line, byte for byte."""
+    terminal = Terminal(interactive=False, as_json=True)
+    terminal.event(_event("message_delta", message_id="m", text="x"), b'{"raw":1}', mine=True)
+    assert capfdbinary.readouterr().out == b'{"raw":1}\n'
