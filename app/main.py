@@ -78,7 +78,7 @@ async def serve(settings: Settings, ready: Callable[[list[str], str | None], Non
 @asynccontextmanager
 async def open_store(settings: Settings) -> AsyncIterator[Store]:
     """Have a migrated database for the body of the block."""
-    url = settings.database_url.get_secret_value()
+    url = settings.database_url
     if url:
         yield await prepare_store(url)
         return

@@ -108,7 +108,7 @@ async def _accounts(data_dir: Path | None, database_url: str | None) -> AsyncIte
 @asynccontextmanager
 async def _store(settings: Settings) -> AsyncIterator[Store]:
     running = running_conninfo(settings.data_dir / "postgres", DATABASE)
-    if running is None or settings.database_url.get_secret_value():
+    if running is None or settings.database_url:
         async with open_store(settings) as store:
             yield store
     else:
