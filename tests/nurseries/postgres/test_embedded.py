@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -18,6 +18,9 @@ from nurseries.postgres import cluster as cluster_module
 from nurseries.postgres import embedded
 from nurseries.postgres.embedded import open_embedded
 from nurseries.postgres.process import ChildProcess, wait_ended
+
+# For tests that kill PostgreSQL for good: its shared memory then lies in its directory, and goes with that.
+NO_SHARED_FILES = {"dynamic_shared_memory_type": "mmap"}
 
 SERVER = Path(__file__).parents[2] / "fixtures" / "embedded_server.py"
 
@@ -41,8 +44,14 @@ async def server_process(directory, *account):
         [sys.executable, SERVER, directory, *account], stdout=subprocess.PIPE, text=True
     ) as server:
         try:
-            pid, _, conninfo = server.stdout.readline().partition(" ")
-            yield server, int(pid), conninfo.strip()
+            first, _, conninfo = server.stdout.readline().partition(" ")
+            pid = int(first)
+            try:
+                yield server, pid, conninfo.strip()
+            except BaseException:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)  # what a failing test has found alive
+                raise
         finally:
             server.kill()
 
@@ -129,9 +138,13 @@ async def test_a_lock_file_with_a_reused_process_id_does_not_stop_the_start(data
         server.kill()
         await wait_ended(pid)
     lock = data_dir / "cluster" / "postmaster.pid"
-    lock.write_text(lock.read_text().replace(str(pid), str(os.getpid()), 1))
-    async with open_embedded(data_dir) as postgres:
-        assert query(postgres.conninfo(), "SELECT 1") == (1,)
+    with subprocess.Popen(["sleep", "60"], user=lock.owner()) as somebody:
+        lock.write_text(lock.read_text().replace(str(pid), str(somebody.pid), 1))
+        try:
+            async with open_embedded(data_dir) as postgres:
+                assert query(postgres.conninfo(), "SELECT 1") == (1,)
+        finally:
+            somebody.kill()
 
 
 async def test_two_servers_on_one_directory(data_dir):
@@ -172,7 +185,7 @@ async def test_a_crash_is_mended(data_dir):
 
 async def test_crashes_without_end_are_reported(data_dir):
     """Where starting again does not help, supervision says so instead of trying for ever."""
-    async with open_embedded(data_dir) as postgres:
+    async with open_embedded(data_dir, settings=NO_SHARED_FILES) as postgres:
         (data_dir / "cluster" / "global" / "pg_control").unlink()
         os.kill(postgres.pid, signal.SIGKILL)
         with pytest.raises(Fault, match="keeps ending"):
@@ -183,7 +196,7 @@ async def test_crashes_without_end_are_reported(data_dir):
 async def test_a_database_that_does_not_stop_is_forced(data_dir, monkeypatch):
     """Stopping is bounded, even if PostgreSQL answers no signal."""
     monkeypatch.setattr(embedded, "_STOP_STEPS", ((signal.SIGINT, 0.1), (signal.SIGKILL, 2.0)))
-    async with open_embedded(data_dir) as postgres:
+    async with open_embedded(data_dir, settings=NO_SHARED_FILES) as postgres:
         os.kill(postgres.pid, signal.SIGSTOP)
     assert await postgres.wait() == -signal.SIGKILL
 
@@ -231,7 +244,8 @@ async def test_a_long_path(data_dir):
             assert len(str(place)) < 60
             assert place.stat().st_mode & 0o777 == 0o700
             server.kill()
-            await wait_ended(pid)
+            with trio.fail_after(5):
+                await wait_ended(pid)
     async with open_embedded(long):
         assert not place.exists()  # of the server that was killed
     assert not (long / "socket").is_symlink()
