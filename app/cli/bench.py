@@ -120,19 +120,19 @@ async def measure(plan: Plan, admin_token: str | None, console: Console) -> Repo
         api = await stack.enter_async_context(
             open_api(plan.url, patience=PATIENCE_SECONDS, connections=AT_ONCE)
         )
-        accounts = await _sign_up(api, [1] * plan.users + [plan.greedy] * bool(plan.greedy), console)
-        seats = await stack.enter_async_context(_open_seats(plan, accounts, console))
+        accounts = await sign_up(api, [1] * plan.users + [plan.greedy] * bool(plan.greedy), console)
+        seats = await stack.enter_async_context(open_seats(plan, accounts, console))
         others, greedy = seats[: plan.users], seats[plan.users :]
 
         before, cpu = await look(api, admin_token), time.process_time()
-        alone, seconds = await _play(plan, others, [], console)
+        alone, seconds = await play(plan, others, [], console)
         cpu, after = time.process_time() - cpu, await look(api, admin_token)
         everyone = Tally()
         everyone.add_faults(alone)
 
         greed = None
         if greedy:
-            beside, _ = await _play(plan, others, greedy, console)
+            beside, _ = await play(plan, others, greedy, console)
             for tally in (beside, greedy[0].tally):
                 everyone.add_faults(tally)
             greed = Greed.between(plan.greedy, greedy[0].tally, alone, beside)
@@ -148,7 +148,7 @@ async def measure(plan: Plan, admin_token: str | None, console: Console) -> Repo
         return attrs.evolve(report.with_faults(everyone), greedy=greed)
 
 
-async def _sign_up(api: Api, threads: list[int], console: Console) -> list[Account]:
+async def sign_up(api: Api, threads: list[int], console: Console) -> list[Account]:
     """Make one account for each entry, with that many threads."""
     accounts: dict[int, Account] = {}
 
@@ -164,7 +164,7 @@ async def _sign_up(api: Api, threads: list[int], console: Console) -> list[Accou
 
 
 @asynccontextmanager
-async def _open_seats(plan: Plan, accounts: list[Account], console: Console) -> AsyncIterator[list[Seat]]:
+async def open_seats(plan: Plan, accounts: list[Account], console: Console) -> AsyncIterator[list[Seat]]:
     """Open every user's socket, and keep reading it."""
     seats: dict[int, Seat] = {}
 
@@ -185,7 +185,7 @@ async def _sit(plan: Plan, account: Account, *, task_status: trio.TaskStatus[Sea
         await seat.read()
 
 
-async def _play(plan: Plan, seats: list[Seat], greedy: list[Seat], console: Console) -> tuple[Tally, float]:
+async def play(plan: Plan, seats: list[Seat], greedy: list[Seat], console: Console) -> tuple[Tally, float]:
     """Let everybody play all their turns, the greedy ones as long as the others do; say how long it took."""
     tally = Tally()
     for seat in seats:
