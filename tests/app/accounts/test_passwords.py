@@ -1,8 +1,10 @@
 """Which passwords are accepted, and how they are hashed."""
 
+from types import SimpleNamespace
+
 import pytest
 import trio
-from argon2 import PasswordHasher, Type, extract_parameters
+from argon2 import Type, extract_parameters
 from argon2.exceptions import VerifyMismatchError
 
 from app.accounts.passwords import NO_PASSWORD, Passwords, check_strength
@@ -65,13 +67,22 @@ async def test_without_a_stored_hash_no_password_fits(stored):
     assert not await passwords.verify(stored, "correct horse")
 
 
-async def test_an_unknown_user_costs_what_a_wrong_password_costs():
-    """The stand-in for a missing hash has the parameters of a real one, and is really computed against."""
-    cost = HashCost(memory_kib=64, passes=2, lanes=1)
-    passwords = Passwords(cost, waiters=10)
-    assert extract_parameters(passwords._dummy) == extract_parameters(await passwords.hash("anything"))
-    with pytest.raises(VerifyMismatchError):
-        PasswordHasher().verify(passwords._dummy, "anything")
+@pytest.mark.parametrize("stored", [None, NO_PASSWORD])
+async def test_an_unknown_user_costs_what_a_wrong_password_costs(stored, monkeypatch):
+    """In place of a missing hash one of the same parameters is verified, and to no avail only at the end."""
+    passwords = Passwords(HashCost(memory_kib=64, passes=2, lanes=1), waiters=10)
+    hasher, verified = passwords._hasher, []
+
+    def verify(stand_in, password):
+        verified.append(stand_in)
+        with pytest.raises(VerifyMismatchError):  # and not InvalidHashError, which costs nothing
+            hasher.verify(stand_in, password)
+        return False
+
+    monkeypatch.setattr(passwords, "_hasher", SimpleNamespace(verify=verify))
+    await passwords.verify(stored, "anything")
+    (stand_in,) = verified
+    assert extract_parameters(stand_in) == extract_parameters(hasher.hash("anything"))
 
 
 async def test_those_who_wait_for_a_hash_are_counted(nursery):
