@@ -10,11 +10,13 @@ from pathlib import Path
 import psutil
 import psycopg
 import pytest
+import trio
 
 from nurseries.errors import StartupFailed
 from nurseries.postgres.account import Account, choose_account, hand_over
 from nurseries.postgres.binaries import Installation, find_installations, make_reachable
 from nurseries.postgres.embedded import open_embedded
+from nurseries.postgres.process import wait_ended
 
 SERVER = Path(__file__).parents[2] / "fixtures" / "embedded_server.py"
 
@@ -130,10 +132,13 @@ async def test_an_ordinary_user_runs_it_as_themselves(data_dir):
         try:
             line = server.stdout.readline()
             assert line, server.stderr.read()
-            assert psutil.Process(int(line.split()[0])).username() == "nobody"
+            pid = int(line.split()[0])
+            assert psutil.Process(pid).username() == "nobody"
             assert (data_dir / "cluster").owner() == "nobody"
         finally:
             server.kill()
+        with trio.fail_after(5):
+            await wait_ended(pid)
 
 
 @as_root

@@ -13,6 +13,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from nurseries.cleanup import cleanup_scope
 from nurseries.errors import Fault, StartupFailed
 from nurseries.postgres import cluster as cluster_module
 from nurseries.postgres import embedded
@@ -43,17 +44,15 @@ async def server_process(directory, *account):
     with subprocess.Popen(
         [sys.executable, SERVER, directory, *account], stdout=subprocess.PIPE, text=True
     ) as server:
+        first, _, conninfo = server.stdout.readline().partition(" ")
         try:
-            first, _, conninfo = server.stdout.readline().partition(" ")
-            pid = int(first)
-            try:
-                yield server, pid, conninfo.strip()
-            except BaseException:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)  # what a failing test has found alive
-                raise
+            yield server, int(first), conninfo.strip()
         finally:
             server.kill()
+            with cleanup_scope():
+                await wait_ended(int(first))
+            with suppress(ProcessLookupError):
+                os.kill(int(first), signal.SIGKILL)  # a failing test has found it alive
 
 
 async def test_a_new_database_is_durable_unicode_and_of_the_newest_version(data_dir):
