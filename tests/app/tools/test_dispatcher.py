@@ -378,14 +378,16 @@ async def test_one_failure_leaves_the_other_calls_alone_and_one_crash_ends_them(
     async def crash(_context, _parameters):
         raise SystemExit
 
-    async with house.request() as (request, _):
+    async with house.request() as (request, heard):
         tools = tool(broken, name="broken"), tool(fine, name="fine"), tool(crash, name="crash")
         dispatcher = dispatching(request, *tools)
         results = await dispatcher.call_many([Call("1", "broken"), Call("2", "fine"), Call("3", "fine")])
         assert [result.ok for result in results] == [False, True, True]
         dispatcher = dispatching(request, *tools, tool(_forever, name="hang"))
         with pytest.raises(ToolCrashed):
-            await dispatcher.call_many([Call("1", "hang"), Call("2", "crash"), Call("3", "hang")])
+            await dispatcher.call_many([Call("4", "hang"), Call("5", "crash"), Call("6", "hang")])
+        completed = [payload["call_id"] for kind, payload in heard() if kind == "tool_completed"]
+        assert sorted(completed) == ["1", "2", "3", "5"]
 
 
 async def _forever(_context, _parameters):

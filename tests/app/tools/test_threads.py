@@ -49,12 +49,26 @@ async def test_tokens_and_users_come_back_when_the_thread_ends():
     assert (threads.in_use, threads.users) == (0, 0)
 
 
-async def test_waiting_for_the_common_limit_gives_the_own_one_back(stuck):
-    """A wait that is cancelled between the two limits leaves no token behind."""
+async def test_waiting_for_the_common_limit_gives_the_own_one_back():
+    """A wait that is cancelled between the two limits hands the user's token to the next of their calls."""
+    release = threading.Event()
     threads = ToolThreads(total=1, per_user=1)
-    await _abandon(threads, "first", stuck)
-    for _ in range(3):
-        await _abandon(threads, "second", lambda: None)
-    assert threads.in_use == 1
+    await _abandon(threads, "first", release.wait)
+    answers = []
+    async with trio.open_nursery() as nursery:
+        ahead = trio.CancelScope()
+
+        @nursery.start_soon
+        async def _():
+            with ahead:
+                await threads.run("second", lambda: answers.append("ahead"))
+
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(threads.run, "second", lambda: answers.append("behind"))
+        await trio.testing.wait_all_tasks_blocked()
+        ahead.cancel()
+        release.set()
+        nursery.cancel_scope.deadline = trio.current_time() + 5
+    assert answers == ["behind"]
     gc.collect()
-    assert threads.users == 1
+    assert (threads.in_use, threads.users) == (0, 0)
