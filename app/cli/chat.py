@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from typing import Annotated, Final
 
@@ -82,11 +83,12 @@ async def chat_command(  # noqa: PLR0913  a command has as many parameters as fl
 
 
 async def _talk(conversation: Conversation, link: Link, once: str | None, *, interactive: bool) -> None:
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(conversation.watch_interrupts, nursery.cancel_scope)
-        nursery.start_soon(link.run, conversation)
-        if once is not None:
-            await conversation.ask(once)
-        else:
-            await conversation.converse(Lines(sys.stdin.fileno()), interactive=interactive)
-        nursery.cancel_scope.cancel()
+    with trio.open_signal_receiver(signal.SIGINT) as signals:  # before anybody is asked for anything
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(conversation.watch_interrupts, signals, nursery.cancel_scope)
+            nursery.start_soon(link.run, conversation)
+            if once is not None:
+                await conversation.ask(once)
+            else:
+                await conversation.converse(Lines(sys.stdin.fileno()), interactive=interactive)
+            nursery.cancel_scope.cancel()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from typing import TYPE_CHECKING, Final
 from uuid import uuid4
 
@@ -12,6 +11,8 @@ import trio
 from app.cli.client import Api, Refused, Thread
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from app.cli.credentials import Credentials
     from app.cli.frames import Frame
     from app.cli.link import Link
@@ -185,11 +186,10 @@ class Conversation:
 
     # -- Ctrl-C ---------------------------------------------------------------------------------------
 
-    async def watch_interrupts(self, leave: trio.CancelScope) -> None:
-        """Turn Ctrl-C into a cancelled run; the second one, or one with no run, leaves."""
-        with trio.open_signal_receiver(signal.SIGINT) as signals:
-            async for _ in signals:
-                self._interrupt(leave)
+    async def watch_interrupts(self, signals: AsyncIterator[int], leave: trio.CancelScope) -> None:
+        """Turn Ctrl-C into a cancelled run; a second one leaves, and so do two at the prompt."""
+        async for _ in signals:
+            self._interrupt(leave)
 
     def _interrupt(self, leave: trio.CancelScope) -> None:
         turn = self._turn

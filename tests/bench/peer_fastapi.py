@@ -4,7 +4,7 @@ One socket, 24 frames out, two queries under row-level security, an event log th
 No accounts (the bearer token is the user's id, taken at its word), no messages kept, no queue, no
 cancellation, no limits: what somebody writes who wants the turn and nothing else, as fast as it goes.
 
-    python tests/bench/peer_fastapi.py DSN
+    python -m tests.bench.peer_fastapi DSN
 """
 
 import asyncio

@@ -3,7 +3,7 @@
 The two servers are up at the same time and play alternately, so that whatever else the machine does touches
 both. Each turn is the same 24 frames and two queries, checked frame by frame by the load generator.
 
-    python tests/bench/turn.py [USERS] [TURNS] [ROUNDS]
+    python -m tests.bench.turn [USERS] [TURNS] [ROUNDS]
 """
 
 import io
@@ -22,7 +22,6 @@ import attrs
 import psutil
 import psycopg
 import trio
-from peer_fastapi import SCHEMA
 from psycopg.conninfo import make_conninfo
 from rich.console import Console
 
@@ -30,8 +29,9 @@ from app.cli.bench import Account, Plan, open_seats, play, sign_up
 from app.cli.client import open_api
 from app.cli.load import Order, Seat
 from nurseries.postgres.embedded import open_embedded
+from tests.bench.peer_fastapi import SCHEMA
 
-HERE = Path(__file__).parent
+ROOT = Path(__file__).parent.parent.parent
 
 
 @attrs.define(eq=False)
@@ -60,7 +60,7 @@ async def server(*command, environment=()):
         [sys.executable, *command],
         stdout=subprocess.PIPE,
         env={**os.environ, **dict(environment)},
-        cwd=HERE.parent.parent,
+        cwd=ROOT,
     )
     async with process.stdout:
         text = b""
@@ -95,7 +95,7 @@ async def ours(conninfo, plan, console):
 
 @asynccontextmanager
 async def peer(conninfo, plan, console):
-    async with server(str(HERE / "peer_fastapi.py"), conninfo) as (url, process):
+    async with server("-m", "tests.bench.peer_fastapi", conninfo) as (url, process):
         plan = attrs.evolve(plan, url=url)
         accounts = []
         for _ in range(plan.users):

@@ -242,6 +242,7 @@ class ScriptedServer:
         if response.status_code != 101:
             return
         socket = Socket(stream, protocol, user_id)
+        self.sockets.append(socket)
         await socket.send(
             type="connection_established",
             connection_id=str(uuid.uuid4()),
@@ -250,7 +251,6 @@ class ScriptedServer:
             heartbeat_seconds=self.heartbeat,
             limits={"message_bytes": 131072, "messages_per_minute": 600},
         )
-        self.sockets.append(socket)
         try:
             while data := await stream.receive_some(65536):
                 protocol.receive_data(data)

@@ -1,5 +1,6 @@
 import pytest
 import trio
+import trio.testing
 
 from app.cli.client import Closed, Unreachable
 from app.cli.connection import open_connection
@@ -240,19 +241,23 @@ async def test_a_silent_server_is_left(server, link, heard, nursery):
     await heard.until(lambda: any("nothing was heard" in text for text in heard.statuses))
 
 
-async def test_a_cancelled_send_closes_the_socket(server, credentials, autojump_clock):
+async def test_a_cancelled_send_closes_the_socket(server, credentials):
     """After half a frame nothing else may be sent on that socket."""
     token = await credentials.token()
 
-    async def never_read(stream, *_):
+    async def never_read(*_):
         await trio.sleep_forever()
 
+    server.on_message = never_read
     async with open_connection(server.url, token) as connection:
-        await connection.receive()
-        server.sockets[0].stream.receive_some = never_read
-        with trio.move_on_after(0.1) as scope:
+
+        async def send_for_ever():
             while True:
-                await connection.send(b"x" * 1_000_000)
-        assert scope.cancelled_caught
+                await connection.send(b'"%s"' % (b"x" * 1_000_000))
+
+        async with trio.open_nursery() as sending:
+            sending.start_soon(send_for_ever)
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            sending.cancel_scope.cancel()
         with pytest.raises(Closed):
             await connection.send(b"{}")
