@@ -17,8 +17,6 @@ from nurseries.serving.problem import CONTENT_TYPE, Problem
 if TYPE_CHECKING:
     from hypercorn.config import Config
 
-    from nurseries.serving.limits import ServingLimits
-
 Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]
 ASGIApp = Callable[[Any, Receive, Send], Awaitable[None]]
@@ -133,12 +131,17 @@ class Inbox:
 
 
 class Exchange(HTTPStream):
-    """A request and its response: Hypercorn's ASGI state machine, with bounds and an early end."""
+    """A request and its response: Hypercorn's ASGI state machine, with bounds and an early end.
 
-    def __init__(self, limits: ServingLimits, *args: Any) -> None:
+    Attributes:
+        wanted: whether the request is answered by the application, so that its body is worth sending.
+    """
+
+    def __init__(self, *args: Any, body_bytes: int, wanted: bool) -> None:
         super().__init__(*args)
         self.app_put: Any = None
-        self._body_room = limits.body_bytes
+        self.wanted = wanted
+        self._body_room = body_bytes
 
     @property
     def answered(self) -> bool:
@@ -204,3 +207,20 @@ def problem_app(problem: Problem) -> ASGIApp:
         await send({"type": "http.response.body", "body": body})
 
     return app
+
+
+def objection(
+    method: bytes, target: bytes, items: list[tuple[bytes, bytes]], body_bytes: int
+) -> Problem | None:
+    """Return why a well-formed request is not given to the application, if it is not."""
+    names = {name for name, _ in items}
+    if b"transfer-encoding" in names and b"content-length" in names:
+        return Problem.of(400)  # one of the two lies about where the next request begins (RFC 9112, 6.1)
+    if method == b"CONNECT":
+        return Problem.of(501)
+    if not target.isascii() or not (target.startswith((b"/", b"http://", b"https://")) or target == b"*"):
+        return Problem.of(400)
+    for name, value in items:
+        if name == b"content-length" and int(value) > body_bytes:
+            return Problem.of(413)
+    return None

@@ -7,16 +7,22 @@ from typing import TYPE_CHECKING, Protocol
 import attrs
 import trio
 from hypercorn.config import Config
+from hypercorn.protocol.events import StreamClosed
 from hypercorn.trio.worker_context import EventWrapper, WorkerContext
 
-from nurseries.serving.asgi import ASGIApp, problem_app
+from nurseries.serving.asgi import Exchange, problem_app
 from nurseries.serving.headers import Headers
 from nurseries.serving.problem import Problem
 from nurseries.serving.rates import AddressRates, rate_key
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from hypercorn.protocol.events import Event
+
+    from nurseries.serving.asgi import ASGIApp, Tasks
     from nurseries.serving.limits import ServingLimits
-    from nurseries.serving.peers import Client, TrustedProxies
+    from nurseries.serving.peers import TrustedProxies
 
 
 @attrs.frozen
@@ -113,13 +119,33 @@ class Serving:
         self.rate_limited += 1
         return Problem.of(429, retry_after=wait)
 
-    def admit(
-        self, address: str, items: list[tuple[bytes, bytes]], *, secure: bool
-    ) -> tuple[Client, ASGIApp]:
-        """Return whom a request comes from and what answers it: the application, or a refusal."""
+    def begin(  # noqa: PLR0913  # one request, as both protocols describe it
+        self,
+        *,
+        tasks: Tasks,
+        address: str,
+        items: list[tuple[bytes, bytes]],
+        problem: Problem | None,
+        send: Callable[[Event], Awaitable[None]],
+        stream_id: int,
+        secure: bool,
+    ) -> Exchange:
+        """Return the exchange for a request that has come from `address`; its `handle` starts it.
+
+        The application answers it, unless `problem`, its address's rate or its number of fields does.
+        """
+        self.requests += 1
         self.requests_total += 1
         client = self.proxies.client(address, Headers(items), secure=secure)
-        problem = self.rate_limit(client.address)
-        if problem is None and len(items) > self.limits.head_fields:
-            problem = Problem.of(431)
-        return client, self.http if problem is None else problem_app(problem)
+        problem = self.rate_limit(client.address) or problem
+        if len(items) > self.limits.head_fields:
+            problem = problem or Problem.of(431)
+        app = self.http if problem is None else problem_app(problem)
+        peer = (client.address, 0)
+        parts = (app, self.config, self.context, tasks, client.secure, peer, None, send, stream_id)
+        return Exchange(*parts, body_bytes=self.limits.body_bytes, wanted=problem is None)
+
+    async def end(self, exchange: Exchange) -> None:
+        """Tell the application of an exchange that it is over. Not a checkpoint."""
+        self.requests -= 1
+        await exchange.handle(StreamClosed(stream_id=exchange.stream_id))

@@ -14,12 +14,13 @@ from hypercorn.protocol.events import Event as StreamEvent
 from hypercorn.protocol.h11 import STREAM_ID, H11Protocol
 from hypercorn.typing import ConnectionState
 
-from nurseries.serving.asgi import Exchange, Tasks, problem_app
+from nurseries.serving.asgi import Tasks, objection
 from nurseries.serving.handshake import wants_websocket
 from nurseries.serving.problem import Problem
 from nurseries.serving.wire import Wire, WireBroken
 
 if TYPE_CHECKING:
+    from nurseries.serving.asgi import Exchange
     from nurseries.serving.connection import Serving
 
 
@@ -45,11 +46,12 @@ class HTTP1(H11Protocol):
 
     def __init__(self, wire: Wire, serving: Serving, address: str, nursery: trio.Nursery) -> None:
         limits = serving.limits
+        tasks = Tasks(nursery, address, serving.count_crash)
         super().__init__(
             serving.http,  # type: ignore[arg-type]  # only Tasks calls it, and calls it as plain ASGI
             serving.config,
             serving.context,
-            Tasks(nursery, address, serving.count_crash),  # type: ignore[arg-type]  # plain ASGI, see above
+            tasks,  # type: ignore[arg-type]  # plain ASGI, see above
             ConnectionState({}),
             wire.secure,
             (address, 0),
@@ -57,6 +59,7 @@ class HTTP1(H11Protocol):
             self._send_event,
         )
         self.upgrade: tuple[h11.Request, bytes] | None = None
+        self._tasks = tasks
         self._wire = wire
         self._serving = serving
         self._limits = limits
@@ -64,7 +67,6 @@ class HTTP1(H11Protocol):
         self._exchange: Exchange | None = None
         self._held = b""  # a head that goes out together with its body
         self._over = False
-        self._wanted = True  # the body of the request, that is: false when it is refused by its head
         self._phase = Phase.IDLE
         self._reading = trio.CancelScope()
         self._deadline = trio.current_time() + limits.head_seconds
@@ -82,8 +84,7 @@ class HTTP1(H11Protocol):
         finally:
             self._serving.connections.discard(self)
             if self._exchange is not None:
-                self._serving.requests -= 1
-                await self._exchange.handle(StreamClosed(stream_id=STREAM_ID))
+                await self._serving.end(self._exchange)
                 self._exchange = self.stream = None
 
     async def _read(self) -> None:
@@ -143,7 +144,7 @@ class HTTP1(H11Protocol):
     async def _handle_events(self) -> None:  # noqa: C901  # one branch for each thing a peer can say
         connection = self.connection
         while not self._over:
-            if connection.they_are_waiting_for_100_continue and self._wanted:
+            if connection.they_are_waiting_for_100_continue and self._wants_body():
                 await self._send_h11_event(h11.InformationalResponse(status_code=100, headers=[]))
             try:
                 event = connection.next_event()
@@ -171,27 +172,22 @@ class HTTP1(H11Protocol):
             else:
                 return
 
+    def _wants_body(self) -> bool:
+        return self._exchange is not None and self._exchange.wanted
+
     async def _begin(self, request: h11.Request) -> None:
         """Start answering a request whose head is complete."""
         items = list(request.headers)
-        client, app = self._serving.admit(self._address, items, secure=self._wire.secure)
-        problem = _objection(request, items, self._limits.body_bytes)
-        if problem is not None:
-            app = problem_app(problem)
-        self._wanted = app is self._serving.http
+        problem = objection(request.method, request.target, items, self._limits.body_bytes)
         self._enter(Phase.BODY, self._limits.body_seconds)
-        self._serving.requests += 1
-        self._exchange = self.stream = Exchange(
-            self._limits,
-            app,
-            self.config,
-            self.context,
-            self.task_group,
-            client.secure,
-            (client.address, 0),
-            self.server,
-            self.stream_send,
-            STREAM_ID,
+        self._exchange = self.stream = self._serving.begin(
+            tasks=self._tasks,
+            address=self._address,
+            items=items,
+            problem=problem,
+            send=self.stream_send,
+            stream_id=STREAM_ID,
+            secure=self._wire.secure,
         )
         await self._exchange.handle(
             Request(
@@ -251,8 +247,7 @@ class HTTP1(H11Protocol):
         exchange, self._exchange, self.stream = self._exchange, None, None
         if exchange is None:
             return
-        self._serving.requests -= 1
-        await exchange.handle(StreamClosed(stream_id=STREAM_ID))
+        await self._serving.end(exchange)
         connection = self.connection
         if (
             connection.our_state is h11.DONE
@@ -283,19 +278,3 @@ class HTTP1(H11Protocol):
             self._wake()
         else:
             assert isinstance(event, Updated)
-
-
-def _objection(request: h11.Request, items: list[tuple[bytes, bytes]], body_bytes: int) -> Problem | None:
-    """Return why a well-formed request is not taken, if it is not."""
-    names = {name for name, _ in items}
-    if b"transfer-encoding" in names and b"content-length" in names:
-        return Problem.of(400)  # one of the two lies about where the next request begins (RFC 9112, 6.1)
-    target = request.target
-    if request.method == b"CONNECT":
-        return Problem.of(501)
-    if not (target.startswith((b"/", b"http://", b"https://")) or target == b"*"):
-        return Problem.of(400)
-    for name, value in items:
-        if name == b"content-length" and int(value) > body_bytes:
-            return Problem.of(413)
-    return None

@@ -18,6 +18,7 @@ from nurseries.serving.connection import Serving, ServingStatistics
 from nurseries.serving.handshake import Handshake, Refused
 from nurseries.serving.headers import Headers
 from nurseries.serving.http1 import HTTP1
+from nurseries.serving.http2 import HTTP2
 from nurseries.serving.limits import ServingLimits
 from nurseries.serving.peers import UNIX, TrustedProxies
 from nurseries.serving.problem import Problem
@@ -223,7 +224,8 @@ class Listener:
     async def _http(self, wire: Wire, address: str) -> Handshake | None:
         """Serve HTTP until the connection ends or asks, validly, for a WebSocket."""
         async with trio.open_nursery() as nursery:
-            connection = HTTP1(wire, self._serving, address, nursery)
+            protocol = HTTP2 if wire.protocol == "h2" else HTTP1
+            connection = protocol(wire, self._serving, address, nursery)
             await connection.run()
             if connection.upgrade is None:
                 await wire.finish(self._limits.close_seconds)

@@ -1,0 +1,306 @@
+"""HTTP/2, over TLS only: h2's sans-I/O connection, with backpressure and an answer to every input.
+
+Written anew on h2, not derived from Hypercorn's `H2Protocol`: its buffers, its sending task, its priority
+tree and most of its event handlers are where its holes are, so nothing would be left of it. Here a stream
+has no buffer: the application's own task sends its DATA, and waits while the peer's window is closed.
+PRIORITY is ignored, as RFC 9113 (5.3.2) allows, and nothing is ever pushed.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import h2.config
+import h2.connection
+import h2.errors
+import h2.events
+import h2.exceptions
+import h2.settings
+import trio
+from hypercorn.protocol.events import Body, EndBody, InformationalResponse, Request, Response, StreamClosed
+from hypercorn.protocol.events import Event as StreamEvent
+from hypercorn.typing import ConnectionState
+from hypercorn.utils import filter_pseudo_headers
+
+from nurseries.serving.asgi import Exchange, Tasks, objection
+from nurseries.serving.problem import Problem
+from nurseries.serving.rates import Rate
+from nurseries.serving.wire import Wire, WireBroken
+
+if TYPE_CHECKING:
+    from nurseries.serving.connection import Serving
+
+_GONE = (h2.exceptions.ProtocolError, KeyError)
+"""What h2 raises when a stream or the connection has ended under a sender."""
+
+_BODIES_AT_ONCE = 4  # full request bodies that one connection may have on the way at the same time
+
+
+@attrs.define(eq=False)
+class _Stream:
+    exchange: Exchange
+    body_until: float  # when the request's body must be complete; inf once it is
+    body_bytes: int = 0
+
+    @property
+    def receiving(self) -> bool:
+        return self.body_until < math.inf
+
+
+class HTTP2:
+    """One HTTP/2 connection.
+
+    Attributes:
+        upgrade: always None; there is no upgrade from HTTP/2, and WebSockets over it are not offered.
+    """
+
+    upgrade = None
+
+    def __init__(self, wire: Wire, serving: Serving, address: str, nursery: trio.Nursery) -> None:
+        self._wire = wire
+        self._serving = serving
+        self._limits = serving.limits
+        self._address = address
+        self._tasks = Tasks(nursery, address, serving.count_crash)
+        self._streams: dict[int, _Stream] = {}
+        self._window = trio.Event()  # set, and replaced, whenever somebody may be able to send again
+        self._control = Rate(self._limits.http2_control_frames / 10, self._limits.http2_control_frames)
+        self._reading = trio.CancelScope()
+        self._idle_until = trio.current_time() + self._limits.head_seconds
+        self._over = False
+        codes = h2.settings.SettingCodes
+        self._connection = h2.connection.H2Connection(
+            h2.config.H2Configuration(client_side=False, header_encoding=None)
+        )
+        self._connection.local_settings = h2.settings.Settings(
+            client=False,
+            initial_values={
+                codes.MAX_CONCURRENT_STREAMS: self._limits.http2_streams,
+                codes.MAX_HEADER_LIST_SIZE: self._limits.head_bytes,
+            },
+        )
+
+    # -- the reader ----------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Serve the connection until it ends."""
+        self._serving.connections.add(self)
+        try:
+            self._connection.initiate_connection()
+            await self._flush()
+            await self._read()
+        except WireBroken:
+            pass
+        finally:
+            self._serving.connections.discard(self)
+            for stream_id in tuple(self._streams):
+                await self._drop(stream_id)
+
+    async def _read(self) -> None:
+        while not self._over:
+            if self._serving.draining and not self._streams:
+                await self._go_away(h2.errors.ErrorCodes.NO_ERROR)
+                return
+            with trio.CancelScope(deadline=self._deadline()) as self._reading:
+                data = await self._wire.receive()
+            if self._reading.cancelled_caught:
+                await self._late()
+                continue
+            if not data:
+                return
+            try:
+                events = self._connection.receive_data(data)
+            except h2.exceptions.ProtocolError:
+                await self._flush()  # h2 has said GOAWAY
+                return
+            for event in events:
+                await self._handle(event)
+            await self._flush()
+
+    def _deadline(self) -> float:
+        if not self._streams:
+            return self._idle_until
+        return min(stream.body_until for stream in self._streams.values())
+
+    async def _late(self) -> None:
+        """Act on the deadlines that have passed."""
+        now = trio.current_time()
+        if not self._streams:
+            if now >= self._idle_until:
+                await self._go_away(h2.errors.ErrorCodes.NO_ERROR)
+            return
+        for stream in tuple(self._streams.values()):
+            if now >= stream.body_until:
+                stream.body_until = math.inf
+                await stream.exchange.give_up(Problem.of(408))
+
+    def drain(self) -> None:
+        """Take no new request; end when the last answer is given."""
+        self._reading.cancel()
+
+    # -- what the peer says --------------------------------------------------------------------------
+
+    async def _handle(self, event: h2.events.Event) -> None:
+        if self._over:
+            return
+        match event:
+            case h2.events.RequestReceived(stream_id=int(stream_id)):
+                await self._begin(stream_id, list(event.headers or ()))
+            case h2.events.DataReceived(stream_id=int(stream_id)):
+                await self._take(stream_id, event.data or b"", event.flow_controlled_length or 0)
+            case h2.events.StreamEnded(stream_id=int(stream_id)):
+                stream = self._streams.get(stream_id)
+                if stream is not None:
+                    stream.body_until = math.inf
+                    await stream.exchange.handle(EndBody(stream_id=stream_id))
+            case h2.events.WindowUpdated():
+                self._open_window()
+            case h2.events.ConnectionTerminated():
+                self._over = True
+            case _:
+                if isinstance(event, h2.events.StreamReset) and event.stream_id is not None:
+                    await self._drop(event.stream_id)
+                self._open_window()
+                await self._count_control()
+
+    async def _begin(self, stream_id: int, headers: list[tuple[bytes, bytes]]) -> None:
+        if self._serving.draining:
+            self._reset(stream_id, h2.errors.ErrorCodes.REFUSED_STREAM)
+            return
+        pseudo = {name: value for name, value in headers if name.startswith(b":")}
+        items = filter_pseudo_headers(headers)
+        method, target = pseudo.get(b":method", b""), pseudo.get(b":path", b"")
+        problem = objection(method, target, items, self._limits.body_bytes)
+        exchange = self._serving.begin(
+            tasks=self._tasks,
+            address=self._address,
+            items=items,
+            problem=problem,
+            send=self._stream_send,
+            stream_id=stream_id,
+            secure=self._wire.secure,
+        )
+        until = trio.current_time() + self._limits.body_seconds
+        self._streams[stream_id] = _Stream(exchange, until)
+        await exchange.handle(
+            Request(
+                stream_id=stream_id,
+                headers=items,
+                http_version="2",
+                method=method.decode("latin-1").upper(),
+                raw_path=target if target.isascii() else b"/",
+                state=ConnectionState({}),
+            )
+        )
+
+    async def _take(self, stream_id: int, data: bytes, flow_controlled: int) -> None:
+        """Take a piece of a body, and let the peer send as much again."""
+        stream = self._streams.get(stream_id)
+        if stream is not None:
+            stream.body_bytes += len(data)
+            on_the_way = sum(other.body_bytes for other in self._streams.values() if other.receiving)
+            if on_the_way > _BODIES_AT_ONCE * self._limits.body_bytes:
+                await stream.exchange.give_up(Problem.of(413))
+            else:
+                await stream.exchange.handle(Body(stream_id=stream_id, data=data))
+        if not data:
+            await self._count_control()
+        if flow_controlled and not self._over:
+            self._connection.acknowledge_received_data(flow_controlled, stream_id)
+
+    async def _count_control(self) -> None:
+        if self._control.take(trio.current_time()) > 0.0:
+            await self._go_away(h2.errors.ErrorCodes.ENHANCE_YOUR_CALM)
+
+    def _open_window(self) -> None:
+        self._window.set()
+        self._window = trio.Event()
+
+    # -- what the application says -------------------------------------------------------------------
+
+    async def _stream_send(self, event: StreamEvent) -> None:
+        """Send a part of a response. A stream that has ended meanwhile is dropped; nothing is raised."""
+        stream_id = event.stream_id
+        try:
+            if isinstance(event, StreamClosed):
+                self._close(stream_id)
+                await self._drop(stream_id)
+                await self._flush()
+            elif stream_id in self._streams:
+                await self._send_part(stream_id, event)
+        except _GONE:
+            await self._drop(stream_id)
+        except WireBroken:
+            self._over = True
+            self._reading.cancel()
+            await self._drop(stream_id)
+
+    async def _send_part(self, stream_id: int, event: StreamEvent) -> None:
+        if isinstance(event, Response | InformationalResponse):
+            headers = [(b":status", b"%d" % event.status_code), *event.headers]
+            self._connection.send_headers(stream_id, [*headers, *self._serving.config.response_headers("h2")])
+            if not any(name == b"content-length" for name, _ in event.headers):
+                await self._flush()  # else it goes out together with its body
+        elif isinstance(event, Body):
+            await self._send_data(stream_id, event.data)
+        elif isinstance(event, EndBody):
+            self._connection.end_stream(stream_id)
+            await self._flush()
+
+    async def _send_data(self, stream_id: int, data: bytes) -> None:
+        connection, start = self._connection, 0
+        while start < len(data):
+            room = min(connection.local_flow_control_window(stream_id), connection.max_outbound_frame_size)
+            if room > 0:
+                connection.send_data(stream_id, data[start : start + room])
+                start += room
+                await self._flush()
+                continue
+            with trio.move_on_after(self._limits.write_seconds) as scope:
+                await self._window.wait()
+            if scope.cancelled_caught:
+                self._reset(stream_id, h2.errors.ErrorCodes.CANCEL)
+                await self._flush()
+                await self._drop(stream_id)
+                return
+            if stream_id not in self._streams:
+                return
+
+    def _close(self, stream_id: int) -> None:
+        """Say that a stream is over: cut short if the answer is not complete, else if the request is not."""
+        stream = self._streams.get(stream_id)
+        if stream is None:
+            return
+        if not stream.exchange.answered:
+            self._reset(stream_id, h2.errors.ErrorCodes.INTERNAL_ERROR)
+        elif stream.receiving:
+            self._reset(stream_id, h2.errors.ErrorCodes.NO_ERROR)
+
+    def _reset(self, stream_id: int, code: h2.errors.ErrorCodes) -> None:
+        try:
+            self._connection.reset_stream(stream_id, code)
+        except _GONE:
+            return
+
+    async def _drop(self, stream_id: int) -> None:
+        """Forget a stream, and tell its application. Not a checkpoint."""
+        stream = self._streams.pop(stream_id, None)
+        if stream is None:
+            return
+        await self._serving.end(stream.exchange)
+        if not self._streams:
+            self._idle_until = trio.current_time() + self._limits.keep_alive_seconds
+            self._reading.cancel()  # the reader has a new deadline, and may have something to flush
+        self._open_window()
+
+    async def _go_away(self, code: h2.errors.ErrorCodes) -> None:
+        self._over = True
+        self._connection.close_connection(code)
+        await self._flush()
+
+    async def _flush(self) -> None:
+        data: Any = self._connection.data_to_send()
+        if data:
+            await self._wire.send(data)
