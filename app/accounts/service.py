@@ -116,7 +116,7 @@ class AccountService:
         with self._guard.attempt(key, address):
             account = await self._store.account(key)
             good = await self._passwords.verify(account.password_hash if account else None, password)
-            if account is None or account.disabled or not good:
+            if account is None or not good:
                 raise LoginFailed("email and password do not belong together")
             return await self._open(account.user_id)
 
@@ -280,7 +280,7 @@ class AccountService:
         session = await self._store.open_session(
             new_id(), user_id, digest("refresh", refresh_token), self._in(self.settings.session_seconds), now
         )
-        if session is None:  # disabled since the password was looked up
+        if session is None:  # the user is disabled
             raise LoginFailed("email and password do not belong together")
         return self._pair(session, refresh_token, now)
 

@@ -36,7 +36,6 @@ class Account:
     email: str
     roles: tuple[str, ...]
     password_hash: str
-    disabled: bool = False
 
 
 @attrs.frozen
@@ -84,14 +83,14 @@ class AccountStore:
     async def account(self, email_key: str) -> Account | None:
         """Return the account with this address."""
         row = await self._database.fetch_one(
-            f"SELECT {_OWNER}, u.password_hash, u.disabled_at IS NOT NULL FROM users u"  # noqa: S608  # a constant
+            f"SELECT {_OWNER}, u.password_hash FROM users u"  # noqa: S608  # a constant
             " WHERE u.email_key = $1",
             email_key,
         )
         if row is None:
             return None
-        user_id, email, roles, password_hash, disabled = row
-        return Account(user_id, email, tuple(roles), password_hash, disabled)
+        user_id, email, roles, password_hash = row
+        return Account(user_id, email, tuple(roles), password_hash)
 
     async def any_user(self) -> bool:
         """Say whether there is any account."""

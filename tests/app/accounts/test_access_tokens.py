@@ -150,7 +150,7 @@ def forged(header, key=KEY):
         forged({"alg": "HS256", "kid": ["/dev/null"]}),
         forged({"alg": "HS256", "crit": ["exp"]}),
         forged({"alg": "HS256", "b64": False, "crit": ["b64"]}),
-        f"{part(b'[' * 1500)}.{part(claims())}.{part(b'')}",
+        f"{part(b'[' * 1400)}.{part({})}.x",
         f"{part(b'{' + b'9' * 1400)}.{part(claims())}.{part(b'')}",
         forged({"alg": "HS256", "pad": "x" * 3000}),
     ],

@@ -403,6 +403,17 @@ async def test_a_disabled_user_is_out_at_once(accounts):
         await accounts.service.users.disable("nobody@example.org")
 
 
+async def test_a_user_disabled_by_hand_is_out_too(accounts):
+    """The user's own row counts, even where nobody ended the sessions."""
+    pair = await accounts.login()
+    ticket = await accounts.service.ticket(await accounts.service.authenticate_bearer(pair.access_token))
+    accounts.owner.execute("UPDATE users SET disabled_at = now()")
+    await refused(accounts.service.authenticate_bearer, pair.access_token)
+    await refused(accounts.service.authenticate_ticket, ticket.ticket)
+    with pytest.raises(InvalidGrant):
+        await accounts.service.refresh(pair.refresh_token)
+
+
 async def test_a_login_during_a_disabling_waits_and_fails(accounts):
     """The password was right when it was looked up; the session is opened only if the user still may."""
     await accounts.service.register(ANN, PASSWORD)
