@@ -47,7 +47,7 @@ def read_order(content: str) -> Order:
     """
     try:
         order = _decode(content)
-    except (msgspec.MsgspecError, UnicodeEncodeError, RecursionError) as error:
+    except (msgspec.MsgspecError, UnicodeEncodeError) as error:
         raise InvalidOrder("content", f"not an order for `load`: {error}") from None
     if order.events * order.delta_bytes > MAX_BYTES:
         raise InvalidOrder("content", f"not an order for `load`: events * delta_bytes is above {MAX_BYTES}")
