@@ -34,6 +34,8 @@ class PoolLimits:
     Attributes:
         size: connections that are kept.
         overflow: connections beyond these, closed as soon as nobody waits for them.
+        patience_seconds: how long to wait for one of `size` to come back before one beyond them is opened:
+            a new connection costs both sides more than most units of work take.
         ready: connections opened at the start; the others are opened when they are needed.
         per_user: connections of one user at once.
         wait_seconds: how long one may wait for a connection to come free.
@@ -46,6 +48,7 @@ class PoolLimits:
 
     size: int = 20
     overflow: int = 30
+    patience_seconds: float = 0.05
     ready: int = 2
     per_user: int = 5
     wait_seconds: float = 30.0
@@ -114,6 +117,9 @@ class Pool:
         self._queueing = Breaker(threshold=limits.breaker_threshold, cooldown=limits.breaker_cooldown)
         self._idle: list[Connection] = []  # a stack: the one used last is the warmest
         self._lent: dict[Connection, Lease] = {}
+        self._patient = trio.lowlevel.ParkingLot()
+        self._opening = 0
+        self._peak = 0
         self._invalidated = 0
         self._closed = False
 
@@ -141,11 +147,12 @@ class Pool:
         except trio.WouldBlock:
             lease = await self._queue(borrower)
         try:
-            connection = self._take_idle() or await self._open()
+            connection = self._take_idle() or await self._take_returning() or await self._open()
         except BaseException:
             self._budget.release(lease)
             raise
         self._lent[connection] = lease
+        self._peak = max(self._peak, len(self._lent))
         return connection
 
     def release(self, connection: Connection) -> None:
@@ -157,6 +164,7 @@ class Pool:
             connection.close()
         else:
             self._idle.append(connection)
+        self._patient.unpark()
         self._budget.release(lease)
 
     def statistics(self) -> PoolStatistics:
@@ -175,7 +183,7 @@ class Pool:
             waits=budget.waits,
             timeouts=budget.timeouts,
             refused=budget.refused + queueing.refused,
-            peak=budget.peak,
+            peak=self._peak,
             utilization=utilization,
             status=_status(utilization),
             connecting=self._connecting.statistics(),
@@ -216,6 +224,16 @@ class Pool:
                 self._discard(connection)
         return None
 
+    async def _take_returning(self) -> Connection | None:
+        """Wait a moment for a connection to come back, if all that are kept are in use."""
+        with trio.move_on_after(self._limits.patience_seconds):
+            while len(self._lent) + self._opening >= self._limits.size and not self._closed:
+                await self._patient.park()
+                connection = self._take_idle()
+                if connection is not None:
+                    return connection
+        return None
+
     async def _open(self) -> Connection:
         if self._closed:
             raise DatabaseUnavailable("the pool is closed")
@@ -225,6 +243,7 @@ class Pool:
             raise DatabaseUnavailable(
                 "the database could not be reached just now", retry_after=error.retry_after
             ) from error
+        self._opening += 1
         try:
             connection = await Connection.open(self._conninfo)
         except DatabaseUnavailable:
@@ -233,6 +252,8 @@ class Pool:
         except BaseException:
             admission.abandoned()
             raise
+        finally:
+            self._opening -= 1
         admission.succeeded()
         return connection
 
@@ -243,7 +264,7 @@ class Pool:
     def _is_spare(self) -> bool:
         """Whether a returning connection is one too many. While somebody waits it is not: they get it next."""
         others = len(self._lent) + len(self._idle)
-        return others >= self._limits.size and not self._budget.is_contended
+        return others >= self._limits.size and not self._budget.is_contended and not self._patient
 
     def _is_old(self, connection: Connection) -> bool:
         return trio.current_time() - connection.opened_at >= self._limits.recycle_seconds
