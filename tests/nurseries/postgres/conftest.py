@@ -6,6 +6,7 @@ from uuid import uuid4
 import attrs
 import psycopg
 import pytest
+import trio
 from psycopg.conninfo import make_conninfo
 
 from nurseries.postgres.pool import PoolLimits, open_pool
@@ -51,6 +52,16 @@ class Notes:
         return self.outside(
             "SELECT pid, state FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
         )
+
+    async def wait_running(self, sql):
+        """Wait until a session is running this statement, and return its process id."""
+        while True:
+            found = self.outside(
+                "SELECT pid FROM pg_stat_activity WHERE state = 'active' AND query = %s", sql
+            )
+            if found:
+                return found[0][0]
+            await trio.lowlevel.checkpoint()
 
 
 @pytest.fixture
