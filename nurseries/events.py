@@ -262,7 +262,7 @@ class MemoryLog:
     async def append(self, origin: Origin, event_type: str, payload: Mapping[str, Any]) -> Event:
         """Give the next number of the thread and publish."""
         await trio.lowlevel.checkpoint()
-        seq = self._last_seq[origin.thread_id] = self._last_seq.get(origin.thread_id, 0) + 1
-        event = origin.event(event_type, seq, payload)
+        event = origin.event(event_type, self._last_seq.get(origin.thread_id, 0) + 1, payload)
+        self._last_seq[origin.thread_id] = event.seq
         self._streams.publish(event)
         return event

@@ -133,8 +133,8 @@ class Journal:
         if log.broken is not None:
             raise LogBroken(f"the log of thread {log.thread_id} cannot be written") from log.broken
         # From here to the return nothing waits: number and place in the batch are one step.
-        log.last_seq += 1
-        event = origin.event(event_type, log.last_seq, payload)
+        event = origin.event(event_type, log.last_seq + 1, payload)
+        log.last_seq = event.seq  # only now: a payload that cannot be encoded must not leave a gap
         batch = log.latest = self._batch
         batch.events.setdefault(log, []).append(event)
         batch.size += 1
