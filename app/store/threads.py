@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import attrs
 
+from nurseries.postgres.scoped import Statement
+
 if TYPE_CHECKING:
     from app.store.runs import Key
     from nurseries.postgres.scoped import ScopedDatabase
@@ -92,16 +94,24 @@ async def delete(database: ScopedDatabase, thread_id: str) -> bool:
 async def messages(
     database: ScopedDatabase, thread_id: str, limit: int, before: str | None
 ) -> list[Message] | None:
-    """Return the last `limit` messages before the message `before`, oldest first; None without such a thread."""
-    if await get(database, thread_id) is None:
-        return None
-    rows = await database.fetch(
-        "SELECT message_id::text, role, content, run_id::text, created_at FROM messages"
-        " WHERE thread_id = $1::uuid AND ($2::uuid IS NULL OR position <"
-        " (SELECT position FROM messages WHERE message_id = $2::uuid AND thread_id = $1::uuid))"
-        " ORDER BY position DESC LIMIT $3::int",
-        thread_id,
-        before,
-        limit,
+    """Return the last `limit` messages before the message `before`, oldest first.
+
+    None: there is no such thread, or no such message in it.
+    """
+    known, rows = await database.batch(
+        [
+            Statement(
+                "SELECT 1 FROM threads WHERE thread_id = $1::uuid AND ($2::uuid IS NULL OR EXISTS"
+                " (SELECT 1 FROM messages WHERE message_id = $2::uuid AND thread_id = $1::uuid))",
+                (thread_id, before),
+            ),
+            Statement(
+                "SELECT message_id::text, role, content, run_id::text, created_at FROM messages"
+                " WHERE thread_id = $1::uuid AND ($2::uuid IS NULL OR position <"
+                " (SELECT position FROM messages WHERE message_id = $2::uuid))"
+                " ORDER BY position DESC LIMIT $3::int",
+                (thread_id, before, limit),
+            ),
+        ]
     )
-    return [Message(*row) for row in reversed(rows)]
+    return [Message(*row) for row in reversed(rows)] if known else None

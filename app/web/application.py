@@ -41,12 +41,19 @@ def make_application(  # noqa: PLR0913  # the wiring of all routes
     app.config["BODY_TIMEOUT"] = None
     install_problems(app)
     refuse_query_tokens(app)
+    app.after_request(_keep_out_of_caches)
     app.register_blueprint(accounts_blueprint(service))
     app.register_blueprint(threads_blueprint(service, kernel, runs))
     app.register_blueprint(runs_blueprint(service, kernel, runs, server, streams))
     app.register_blueprint(_agents_blueprint(service, agents))
     app.register_blueprint(health_blueprint(vitals))
     return app
+
+
+async def _keep_out_of_caches(response: Response) -> Response:
+    """Let no proxy or browser keep what was answered to one user."""
+    response.headers.setdefault("Cache-Control", "no-store")
+    return response
 
 
 def _agents_blueprint(service: AccountService, agents: AgentRegistry) -> Blueprint:

@@ -46,6 +46,8 @@ class _Vital(Collector):
         yield _counter("pool_waits", "requests that had to wait for a connection", pool.waits)
         yield _gauge("sessions", "open sockets", len(vitals.server.sessions))
         yield _gauge("runs", "runs that have not ended", len(vitals.runs))
+        yield _gauge("requests", "requests that hold a nursery", len(vitals.kernel.live.requests))
+        yield _gauge("listening_users", "users to whose events somebody listens", vitals.streams.users)
         yield _counter("events", "events written to the log", log.events)
         yield _counter("log_batches", "commits of the event log", log.batches)
         yield _counter(
