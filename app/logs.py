@@ -1,30 +1,57 @@
-"""Logging: one line an event, on standard error, with the fields of the request it belongs to."""
+"""Logging: one line an event, on standard error; JSON unless a person reads it at a terminal.
+
+Our own log, that of the libraries and Python's warnings take the same way, so that whoever collects the lines can
+parse every one of them.
+"""
 
 from __future__ import annotations
 
 import logging
 import sys
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
+if TYPE_CHECKING:
+    from structlog.typing import Processor
+
 
 def configure_logging(level: str) -> None:
-    """Send our log and that of the libraries to standard error, from `level` on."""
+    """Send everything to standard error: ours from `level` on, of the libraries warnings and what is worse."""
     threshold = getattr(logging, level.upper())
-    logging.basicConfig(level=max(threshold, logging.WARNING), stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
+    common: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.StackInfoRenderer(),
+    ]
+    structlog.configure(
+        processors=[*common, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        wrapper_class=structlog.make_filtering_bound_logger(threshold),
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *_renderers()],
+            foreign_pre_chain=common,
+        )
+    )
+    logging.basicConfig(level=max(threshold, logging.WARNING), handlers=[handler], force=True)
     for name in ("app", "nurseries"):
         logging.getLogger(name).setLevel(threshold)
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.StackInfoRenderer(),
-            structlog.dev.set_exc_info,
-            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)
-            if sys.stderr.isatty()
-            else structlog.processors.JSONRenderer(),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(threshold),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
+    logging.captureWarnings(True)
+
+
+def _renderers() -> list[Processor]:
+    """Return what makes a line. A traceback is one without the values of variables, which may be anybody's."""
+    if sys.stderr.isatty():
+        plain = structlog.dev.plain_traceback
+        return [structlog.dev.ConsoleRenderer(exception_formatter=plain)]
+    return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=_shown)]
+
+
+def _shown(value: Any) -> str:
+    return repr(value)
