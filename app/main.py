@@ -1,9 +1,9 @@
 """The wiring: everything that a server is made of, in the order of ownership.
 
-    database          embedded or external, migrated, one login role for each part
-      pools           requests, accounts, journal: each with its own role
-        services      signals, supervision, journal, recovery, revocations, janitor
-          listener    HTTP and WebSockets on one port
+database          embedded or external, migrated, one login role for each part
+  pools           requests, accounts, journal: each with its own role
+    services      signals, supervision, journal, recovery, revocations, janitor
+      listener    HTTP and WebSockets on one port
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Final
 
 import attrs
 import structlog
-import trio
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from app.accounts.service import AccountService
@@ -23,6 +22,7 @@ from app.chat.dispatch import Dispatch
 from app.chat.journal import Journal
 from app.chat.runs import RunBounds, Runs
 from app.engine.engine import Catalog, built_in_agents, built_in_tools
+from app.engine.modules import register_module
 from app.janitor import Janitor
 from app.store.migrate import migrate
 from app.store.owner import open_owner
@@ -43,6 +43,8 @@ from nurseries.serving import Listener
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
+
+    import trio
 
     from app.settings import Settings
     from nurseries.server import Service
@@ -71,8 +73,21 @@ async def serve(settings: Settings, ready: Callable[[list[str], str | None], Non
     Raises:
         StartupFailed: it could not start; the message says why.
     """
+    catalog = make_catalog(settings)  # first, since a mistake in it is found without a database
     async with open_store(settings) as store, open_pools(settings, store) as pools:
-        await _serve(settings, store, pools, ready)
+        await _serve(settings, catalog, store, pools, ready)
+
+
+def make_catalog(settings: Settings) -> Catalog:
+    """Return the built-in agents and tools, and the agents of the settings' module.
+
+    Raises:
+        StartupFailed: the module, or an agent in it, cannot be used.
+    """
+    agents, tools = built_in_agents(load=settings.load_agent), built_in_tools()
+    if settings.agents:
+        register_module(settings.agents, agents, tools)
+    return Catalog(agents=agents, tools=tools)
 
 
 @asynccontextmanager
@@ -160,13 +175,16 @@ def _with_limits(conninfo: str, statement_seconds: float) -> str:
 
 
 async def _serve(
-    settings: Settings, store: Store, pools: Pools, ready: Callable[[list[str], str | None], None]
+    settings: Settings,
+    catalog: Catalog,
+    store: Store,
+    pools: Pools,
+    ready: Callable[[list[str], str | None], None],
 ) -> None:
     kernel, streams, journal = pools.kernel, pools.streams, pools.journal
     server = Server(drain_seconds=settings.drain_seconds)
     isolation = Isolation()
     accounts = AccountService(pools.accounts, store.token_key, settings.accounts)
-    catalog = Catalog(agents=built_in_agents(load=settings.load_agent), tools=built_in_tools())
     runs = Runs(
         kernel,
         journal,
@@ -201,6 +219,7 @@ async def _serve(
         websocket=endpoint,
         host=settings.host,
         port=settings.port,
+        trusted_proxies=settings.trusted_proxies,
         limits=settings.serving,
     )
     vitals.listener = listener

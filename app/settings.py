@@ -1,7 +1,6 @@
-"""All settings of the server, from flags, then `NURSERIES_*` variables, then a TOML file; frozen at start.
+"""All settings of the server: frozen values, each with its default and its bounds.
 
-Nested settings are written with an underscore in a variable (`NURSERIES_POOL_SIZE=40`) and as a table in the
-file, whose root table is `[nurseries]` (`[nurseries.pool]`, `size = 40`).
+`app.sources` reads them from flags, variables and a file.
 """
 
 from __future__ import annotations
@@ -9,24 +8,19 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import attrs
-import typed_settings as ts
-from typed_settings.exceptions import TsError
-from typed_settings.loaders import DictLoader, Loader
+from psycopg import ProgrammingError
+from psycopg.conninfo import conninfo_to_dict
 
 from app.accounts.settings import AccountSettings
-from nurseries.errors import StartupFailed
 from nurseries.serving import ServingLimits
+from nurseries.serving.peers import TrustedProxies
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-PREFIX: Final = "NURSERIES_"
-CONFIG_VARIABLE: Final = "NURSERIES_CONFIG"
 _positive: Any = attrs.validators.gt(0)
 _not_negative: Any = attrs.validators.ge(0)
+_ORIGIN: Final = re.compile(r"https?://[^/\s]+")
 
 
 def _default_data_dir() -> Path:
@@ -36,8 +30,21 @@ def _default_data_dir() -> Path:
     return Path(base) / "nurseries"
 
 
-def _secret(value: str | ts.SecretStr) -> ts.SecretStr:
-    return value if isinstance(value, ts.SecretStr) else ts.SecretStr(value)
+def _conninfo(_settings: object, _attribute: attrs.Attribute[str], value: str) -> None:
+    try:
+        conninfo_to_dict(value)
+    except ProgrammingError:  # its message quotes all of the string, and with it the password
+        raise ValueError("must be like postgresql://USER:PASSWORD@HOST/DATABASE") from None
+
+
+def _origins(_settings: object, _attribute: attrs.Attribute[Any], value: tuple[str, ...]) -> None:
+    for origin in value:
+        if not _ORIGIN.fullmatch(origin):
+            raise ValueError(f"must be like https://chat.example.org, not {origin}")
+
+
+def _proxies(_settings: object, _attribute: attrs.Attribute[Any], value: tuple[str, ...]) -> None:
+    TrustedProxies(value)
 
 
 @attrs.frozen
@@ -49,7 +56,7 @@ class PoolSettings:
         overflow: connections beyond `size`, closed when they come back.
         per_user: connections that one user may hold at once.
         wait_seconds: how long a request waits for a connection before 503.
-        waiters: how many may wait at once, all users together.
+        waiters: requests that may wait for one at once, all users together.
         waiters_per_user: the same for one user.
         recycle_seconds: the age at which a connection is replaced.
         statement_seconds: how long one statement may take before the database ends it (504).
@@ -62,7 +69,9 @@ class PoolSettings:
     waiters: int = attrs.field(default=1000, validator=_positive)
     waiters_per_user: int = attrs.field(default=100, validator=_positive)
     recycle_seconds: float = attrs.field(default=3600.0, validator=_positive)
-    statement_seconds: float = attrs.field(default=30.0, validator=_positive)
+    statement_seconds: float = attrs.field(
+        default=30.0, validator=attrs.validators.and_(attrs.validators.gt(0), attrs.validators.le(86_400))
+    )
 
 
 @attrs.frozen
@@ -70,10 +79,10 @@ class RunSettings:
     """What runs may take.
 
     Attributes:
-        message_characters: of one user message.
+        message_characters: characters of one message of a user.
         queued_per_thread: runs that wait in one thread.
-        requests: open at once, all users together.
-        requests_per_user: open at once, one user.
+        requests: runs and calls that are open at once, all users together.
+        requests_per_user: the same for one user.
     """
 
     message_characters: int = attrs.field(default=32_000, validator=_positive)
@@ -89,12 +98,14 @@ class Settings:
     Attributes:
         host: the address to listen on.
         port: the port; 0 picks a free one.
-        data_dir: where the embedded database lives.
+        data_dir: where the embedded database lives; `/var/lib/nurseries` for root.
         database_url: an external PostgreSQL; without it the embedded one is used.
+        agents: a Python module whose agents are offered besides the built-in ones.
         origins: origins that may open sockets from a browser, besides the server's own.
-        sockets_per_user: open at once.
+        trusted_proxies: addresses and networks of the proxies whose `X-Forwarded-*` headers are believed.
+        sockets_per_user: sockets that one user may have open at once.
         load_agent: whether the `load` agent, for measuring, is there.
-        drain_seconds: how long running requests may go on after SIGTERM.
+        drain_seconds: how long runs may go on after SIGTERM.
         janitor_seconds: between two rounds of cleaning up.
         log_level: `debug`, `info`, `warning` or `error`.
         metrics: who may read `/metrics`: `anyone`, `admin` or `nobody`.
@@ -105,8 +116,10 @@ class Settings:
         default=8000, validator=attrs.validators.and_(attrs.validators.ge(0), attrs.validators.le(65535))
     )
     data_dir: Path = attrs.field(factory=_default_data_dir)
-    database_url: ts.SecretStr = attrs.field(factory=lambda: ts.SecretStr(""), converter=_secret)
-    origins: tuple[str, ...] = ()
+    database_url: str = attrs.field(default="", validator=_conninfo, repr=False)
+    agents: str = ""
+    origins: tuple[str, ...] = attrs.field(default=(), validator=_origins)
+    trusted_proxies: tuple[str, ...] = attrs.field(default=(), validator=_proxies)
     sockets_per_user: int = attrs.field(default=10, validator=_positive)
     load_agent: bool = False
     drain_seconds: float = attrs.field(default=20.0, validator=_not_negative)
@@ -121,57 +134,3 @@ class Settings:
     runs: RunSettings = attrs.field(factory=RunSettings)
     accounts: AccountSettings = attrs.field(factory=AccountSettings)
     serving: ServingLimits = attrs.field(factory=ServingLimits)
-
-
-def load_settings(flags: Mapping[str, Any], config: Path | None = None) -> Settings:
-    """Return the settings; `flags` are those given on the command line, by the name of the setting.
-
-    Raises:
-        StartupFailed: a setting is unknown or wrong; the message names it, with its value and source.
-    """
-    path = config or (Path(os.environ[CONFIG_VARIABLE]) if CONFIG_VARIABLE in os.environ else None)
-    if path is not None and not path.is_file():
-        raise StartupFailed(f"the settings file {path} does not exist")
-    files = [str(path)] if path else []
-    loaders: list[Loader] = [
-        ts.FileLoader(formats={"*.toml": ts.TomlFormat("nurseries")}, files=files),
-        ts.EnvLoader(prefix=PREFIX, nested_delimiter="_"),
-        DictLoader(dict(flags)),
-    ]
-    try:
-        return ts.load_settings(Settings, loaders=loaders)
-    except TsError as error:
-        errors = error.exceptions if isinstance(error, BaseExceptionGroup) else (error,)
-        raise StartupFailed("; ".join(_explain(each, flags, path) for each in errors)) from None
-
-
-def _explain(error: BaseException, flags: Mapping[str, Any], path: Path | None) -> str:
-    """Name the setting, its value and where it came from, which the library's message does in part."""
-    text = str(error)
-    found = re.search(r"option '([\w.]+)'|'(\w+)' must", text)
-    if found is None:
-        return text
-    name = found[1] or found[2]
-    for source, value in _sources(name, flags, path):
-        return f"setting {name} = {value!r} from {source}: {_reason(text)}"
-    return f"setting {name}: {_reason(text)}"
-
-
-def _sources(name: str, flags: Mapping[str, Any], path: Path | None) -> list[tuple[str, Any]]:
-    found = []
-    if name in flags:
-        found.append((f"the flag --{name.replace('_', '-')}", flags[name]))
-    tail = name.replace(".", "_").upper()
-    for variable in sorted(os.environ):
-        if variable == PREFIX + tail or (
-            variable.startswith(PREFIX) and variable.endswith("_" + tail) and "." not in name
-        ):
-            found.append((f"the variable {variable}", os.environ[variable]))
-    if path is not None:
-        found.append((f"the file {path}", "?"))
-    return found
-
-
-def _reason(text: str) -> str:
-    inner = re.search(r'Error\("(.*)"\)$', text)
-    return inner[1] if inner else text

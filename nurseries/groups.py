@@ -1,4 +1,4 @@
-"""Exceptions that come out of a nursery alone need not come out as a group."""
+"""Exceptions come out of nurseries in groups: what is in them, and those that hold only one."""
 
 from __future__ import annotations
 
@@ -7,6 +7,15 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+def leaves(error: BaseException) -> Iterator[BaseException]:
+    """Yield the errors of a group, however deep they lie; of anything else, itself."""
+    if not isinstance(error, BaseExceptionGroup):
+        yield error
+        return
+    for each in error.exceptions:
+        yield from leaves(each)
 
 
 @contextmanager

@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path  # noqa: TC003  # cyclopts reads the annotations at run time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Final
+
+import structlog
 
 from app.logs import configure_logging
 from app.main import serve
-from app.settings import load_settings
+from app.sources import load_settings, unknown_variables
 from nurseries.errors import StartupFailed
+from nurseries.groups import leaves
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from app.settings import Settings
+
+FAILED: Final = 1
+INTERRUPTED: Final = 130
+"""The exit status after a second signal (128 + SIGINT)."""
+
+logger = structlog.get_logger(__name__)
 
 
 async def serve_command(  # noqa: PLR0913  # a command has as many parameters as flags
@@ -21,6 +32,7 @@ async def serve_command(  # noqa: PLR0913  # a command has as many parameters as
     port: int | None = None,
     data_dir: Path | None = None,
     database_url: str | None = None,
+    agents: str | None = None,
     load_agent: bool | None = None,
     log_level: str | None = None,
     config: Path | None = None,
@@ -29,58 +41,62 @@ async def serve_command(  # noqa: PLR0913  # a command has as many parameters as
 
     Every other setting has a NURSERIES_* variable and a place in the settings file; docs/operations.md lists them.
 
+    Exits with 0 after a drain; 1 when it could not start or broke; 130 after a second signal.
+
     Args:
         host: The address to listen on. [default: 127.0.0.1]
         port: The port; 0 picks a free one. [default: 8000]
         data_dir: Where the embedded database lives. [default: ~/.local/share/nurseries]
         database_url: An external PostgreSQL to use instead of the embedded one.
+        agents: A Python module, also of the current directory, whose agents are offered.
         load_agent: Offer the `load` agent, for measuring with `nurseries bench`.
         log_level: debug, info, warning or error. [default: info]
         config: A TOML file with settings.
     """
-    flags: dict[str, Any] = {
+    flags = {
         "host": host,
         "port": port,
         "data_dir": data_dir,
         "database_url": database_url,
+        "agents": agents,
         "load_agent": load_agent,
         "log_level": log_level,
     }
     try:
-        settings = load_settings({name: value for name, value in flags.items() if value is not None}, config)
+        settings = load_settings(flags, config)
         configure_logging(settings.log_level)
+        for name in unknown_variables():
+            logger.warning("this variable is no setting; it has no effect", variable=name)
         await serve(settings, _announce_of(settings))
-    except BaseException as error:  # what came out of a nursery is a group, of one or of several
+    except BaseException as error:  # noqa: BLE001  # whatever ends the server is explained, and gives its exit status
         return _explain(error)
     return 0
 
 
-def _announce_of(settings: Settings) -> Any:
+def _announce_of(settings: Settings) -> Callable[[list[str], str | None], None]:
     def announce(urls: list[str], signin_code: str | None) -> None:
         for url in urls:
             print(f"listening on {url}", flush=True)
         if signin_code is not None:
             print(f"sign in as the first user: {urls[0]}/#signin={signin_code}", flush=True)
         if settings.load_agent:
-            print("the load agent is on: use it for measuring only", flush=True)
+            logger.warning("the load agent is on: use it for measuring only")
 
     return announce
 
 
 def _explain(error: BaseException) -> int:
-    """Say why the server ended; the exit status is 1 for a failure, 130 for a second Ctrl-C."""
-    if isinstance(error, BaseExceptionGroup):
-        interrupted, rest = error.split(KeyboardInterrupt)
-        if rest is None:
-            return 130
-        startup, others = rest.split(StartupFailed)
-        if others is not None:
-            raise others
-        assert startup is not None
-        return max(_explain(each) for each in startup.exceptions)
-    if isinstance(error, KeyboardInterrupt):
-        return 130
-    if isinstance(error, StartupFailed):
-        print(f"nurseries: {error}", file=sys.stderr, flush=True)
-        return 1
-    raise error
+    """Say why the server ended, and return its exit status.
+
+    A failed start is explained in a line for people, anything else is logged with its traceback. A second
+    signal interrupts whatever goes on, so that what fails then needs no explanation.
+    """
+    errors = list(leaves(error))
+    if any(isinstance(each, KeyboardInterrupt) for each in errors):
+        return INTERRUPTED
+    if all(isinstance(each, StartupFailed) for each in errors):
+        for each in errors:
+            print(f"nurseries: {each}", file=sys.stderr, flush=True)
+    else:
+        logger.critical("the server broke", exc_info=error)
+    return FAILED

@@ -6,14 +6,17 @@ import getpass
 import sys
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path  # noqa: TC003  # cyclopts reads the annotations at run time
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
+import attrs
 from cyclopts import App, Parameter
 
 from app.accounts.service import AccountService
+from app.logs import configure_logging
 from app.main import DATABASE, open_store, prepare_store
-from app.settings import load_settings
+from app.sources import load_settings
 from nurseries.errors import NurseriesError
+from nurseries.groups import leaves
 from nurseries.postgres.embedded import running_conninfo
 from nurseries.postgres.pool import PoolLimits, open_pool
 from nurseries.postgres.scoped import Database
@@ -24,10 +27,26 @@ if TYPE_CHECKING:
     from app.main import Store
     from app.settings import Settings
 
-user = App(name="user", help="Add users, disable them, give them roles.")
+user = App(name="user", help="Add users, disable them, give them roles; also while the server runs.")
 
-DataDir = Annotated[Path | None, Parameter(help="Where the embedded database lives.")]
-DatabaseUrl = Annotated[str | None, Parameter(help="The external database, if the server uses one.")]
+
+@Parameter(name="*")
+@attrs.frozen
+class Place:
+    """Where the accounts are, as for `nurseries serve`; its variables and its settings file count here too.
+
+    Attributes:
+        data_dir: Where the embedded database lives.
+        database_url: The external database, if the server uses one.
+        config: A TOML file with settings.
+    """
+
+    data_dir: Path | None = None
+    database_url: str | None = None
+    config: Path | None = None
+
+
+DEFAULT_PLACE: Final = Place()
 
 
 @user.command
@@ -35,9 +54,8 @@ async def add(
     email: str,
     *,
     password: str | None = None,
-    role: tuple[str, ...] = (),
-    data_dir: DataDir = None,
-    database_url: DatabaseUrl = None,
+    role: Annotated[tuple[str, ...], Parameter(negative=(), show_default=False)] = (),
+    place: Place = DEFAULT_PLACE,
 ) -> int:
     """Make an account, and print its user id.
 
@@ -45,39 +63,42 @@ async def add(
         email: The address.
         password: The password; asked for, or read from standard input, if it is not given.
         role: A role, such as admin. May be repeated.
+        place: Where the accounts are.
     """
     if password is None:
         password = getpass.getpass() if sys.stdin.isatty() else sys.stdin.readline().rstrip("\n")
     with _refusals() as status:
-        async with _accounts(data_dir, database_url) as accounts:
+        async with _accounts(place) as accounts:
             print(await accounts.users.add(email, password, role))
     return status[0]
 
 
 @user.command
-async def disable(email: str, *, data_dir: DataDir = None, database_url: DatabaseUrl = None) -> int:
+async def disable(email: str, *, place: Place = DEFAULT_PLACE) -> int:
     """Let a user do nothing more. Their sockets close at once.
 
     Args:
         email: The address.
+        place: Where the accounts are.
     """
     with _refusals() as status:
-        async with _accounts(data_dir, database_url) as accounts:
+        async with _accounts(place) as accounts:
             await accounts.users.disable(email)
             print(f"{email} is disabled")
     return status[0]
 
 
 @user.command
-async def role(email: str, *roles: str, data_dir: DataDir = None, database_url: DatabaseUrl = None) -> int:
+async def role(email: str, *roles: str, place: Place = DEFAULT_PLACE) -> int:
     """Replace a user's roles; without any, the user has none.
 
     Args:
         email: The address.
         roles: The roles, such as admin.
+        place: Where the accounts are.
     """
     with _refusals() as status:
-        async with _accounts(data_dir, database_url) as accounts:
+        async with _accounts(place) as accounts:
             await accounts.users.set_roles(email, roles)
             print(f"{email}: {', '.join(roles) or 'no roles'}")
     return status[0]
@@ -91,24 +112,26 @@ def _refusals() -> Iterator[list[int]]:
         yield status
     except* NurseriesError as group:
         status[0] = 1
-        for error in group.exceptions:
+        for error in leaves(group):
             print(f"nurseries: {error}", file=sys.stderr)
 
 
 @asynccontextmanager
-async def _accounts(data_dir: Path | None, database_url: str | None) -> AsyncIterator[AccountService]:
+async def _accounts(place: Place) -> AsyncIterator[AccountService]:
     """Have the account service of the server's database, whether the server runs or not."""
-    given = {"data_dir": data_dir, "database_url": database_url}
-    settings = load_settings({name: value for name, value in given.items() if value is not None})
-    async with _store(settings) as store:
-        async with open_pool(store.access.accounts, PoolLimits(size=1, overflow=0, ready=1)) as pool:
-            yield AccountService(Database(pool, borrower="accounts"), store.token_key, settings.accounts)
+    settings = load_settings({"data_dir": place.data_dir, "database_url": place.database_url}, place.config)
+    configure_logging("warning")
+    async with (
+        _store(settings) as store,
+        open_pool(store.access.accounts, PoolLimits(size=1, overflow=0, ready=1)) as pool,
+    ):
+        yield AccountService(Database(pool, borrower="accounts"), store.token_key, settings.accounts)
 
 
 @asynccontextmanager
 async def _store(settings: Settings) -> AsyncIterator[Store]:
-    running = running_conninfo(settings.data_dir / "postgres", DATABASE)
-    if running is None or settings.database_url:
+    running = None if settings.database_url else running_conninfo(settings.data_dir / "postgres", DATABASE)
+    if running is None:
         async with open_store(settings) as store:
             yield store
     else:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import socket
 from collections import deque
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Final
@@ -164,11 +165,20 @@ class EmbeddedPostgres:
 
 
 def running_conninfo(directory: Path, dbname: str = "postgres", user: str = "postgres") -> str | None:
-    """Return how to reach the PostgreSQL that another process runs on `directory`, None where none answers there."""
-    socket = (directory / "socket").resolve()
-    if not (socket / SOCKET_NAME).exists():
-        return None
-    return make_conninfo(host=str(socket), port=5432, dbname=dbname, user=user)
+    """Return how to reach the PostgreSQL that another process runs on `directory`, None where none answers there.
+
+    Raises:
+        StartupFailed: it may not be reached from this account.
+    """
+    place = (directory / "socket").resolve()
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(place / SOCKET_NAME))
+        except (FileNotFoundError, ConnectionRefusedError):  # the latter where a PostgreSQL was killed
+            return None
+        except OSError as error:
+            raise StartupFailed(f"cannot reach the PostgreSQL of {directory}: {error.strerror}") from error
+    return make_conninfo(host=str(place), port=5432, dbname=dbname, user=user)
 
 
 @asynccontextmanager
@@ -194,8 +204,8 @@ async def open_embedded(
             chosen = choose_account(account, directory / "cluster")
             if chosen is not None:
                 require_passable(directory, chosen)
-            socket = stack.enter_context(socket_directory(directory, chosen))
-            postgres = EmbeddedPostgres(await prepare(directory, socket, chosen), settings or {})
+            place = stack.enter_context(socket_directory(directory, chosen))
+            postgres = EmbeddedPostgres(await prepare(directory, place, chosen), settings or {})
             stack.push_async_callback(postgres.stop)
             await postgres.start()
         except OSError as error:
