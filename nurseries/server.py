@@ -4,8 +4,9 @@
       requests      those that outlive their socket
         listener    connections, and in them the sessions
 
-Draining: readiness off and no new requests; running requests get `drain_seconds`, the rest is cancelled;
-sockets are closed with 1012; then the services end, the last started first. A second signal ends at once.
+Draining: readiness off and no new work, while everything that is there can still be read, watched and
+cancelled; runs get `drain_seconds`, the rest is cancelled; sockets are closed with 1012, and connections when
+they are answered; then the services end, the last started first. A second signal ends at once.
 A service that fails takes the server down with its own error: half a server is worse than none.
 """
 
@@ -19,7 +20,8 @@ import structlog
 import trio
 
 from nurseries.cleanup import CLEANUP_SECONDS
-from nurseries.errors import Draining, TooManySessions
+from nurseries.errors import Draining, StartupFailed, TooManySessions
+from nurseries.groups import alone
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -42,7 +44,7 @@ class Listener(Protocol):
     """Accepts connections. `nurseries.serving.Listener` is one."""
 
     async def serve(self, *, task_status: trio.TaskStatus[list[str]]) -> None:
-        """Bind, report the URLs, serve until cancelled."""
+        """Bind, report the URLs, serve until it was drained and the last connection has ended."""
 
     def drain(self) -> None:
         """Accept no more, and close what idles."""
@@ -128,6 +130,8 @@ class Server:
         self.requests: trio.Nursery
         self._drain_seconds = drain_seconds
         self._stop = trio.Event()
+        self._work: Work | None = None
+        self._endless: set[Callable[[], None]] = set()
 
     def stop(self) -> None:
         """Begin to drain, as the first signal does."""
@@ -137,6 +141,15 @@ class Server:
         """Raise `Draining` once the server takes no new work."""
         if self.state != "ready":
             raise Draining("the server is restarting", retry_after=RETRY_AFTER_DRAIN)
+
+    @contextmanager
+    def endless(self, end: Callable[[], None]) -> Iterator[None]:
+        """Have `end` called when sockets are closed, for an answer over HTTP that has no end of its own."""
+        self._endless.add(end)
+        try:
+            yield
+        finally:
+            self._endless.discard(end)
 
     async def run(
         self,
@@ -153,28 +166,35 @@ class Server:
             listener: started last.
             work: the requests that a drain waits for.
             ready: called once with the bound URLs.
+
+        Raises:
+            StartupFailed: the listener cannot listen, or a service cannot start.
         """
+        self._work = work
         async with AsyncExitStack() as stack:
             for service in services:
                 await stack.enter_async_context(_running(service))
             async with trio.open_nursery() as self.requests, trio.open_nursery() as listening:
-                urls = await listening.start(listener.serve)
+                urls = await _bound(listening, listener)
                 self.state = "ready"
                 ready(urls)
                 await self._stop.wait()
                 await self._drain(listener, work)
-                listening.cancel_scope.cancel()
+                # Answers that are on their way get this long to arrive; then the connections are cut.
+                listening.cancel_scope.deadline = trio.current_time() + CLEANUP_SECONDS
         self.state = "stopped"
 
     async def _drain(self, listener: Listener, work: Work) -> None:
         self.state = "draining"
         logger.info("draining", seconds=self._drain_seconds)
-        listener.drain()
         with trio.move_on_after(self._drain_seconds):
             await work.wait_idle()
         work.cancel_all("shutdown")
         with trio.move_on_after(2 * CLEANUP_SECONDS):
             await work.wait_idle()
+        listener.drain()  # not before: whoever asks for readiness or for a run's end is answered until then
+        for end in tuple(self._endless):
+            end()
         self.sessions.close_all(1012, "the server is restarting")
         with trio.move_on_after(2 * CLEANUP_SECONDS):
             await self.sessions.wait_none()
@@ -185,8 +205,20 @@ class Server:
             task_status.started()
             async for _ in signals:
                 if self._stop.is_set():
+                    if self._work is not None:
+                        self._work.cancel_all("shutdown")  # which gives the reason that the log will have
                     raise KeyboardInterrupt  # what a second Ctrl-C means everywhere else
                 self.stop()
+
+
+async def _bound(nursery: trio.Nursery, listener: Listener) -> list[str]:
+    """Start the listener and return its URLs."""
+    try:
+        with alone():
+            urls: list[str] = await nursery.start(listener.serve)
+    except OSError as error:
+        raise StartupFailed(error.strerror or str(error)) from error
+    return urls
 
 
 @asynccontextmanager

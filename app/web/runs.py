@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -96,7 +96,7 @@ def runs_blueprint(  # noqa: C901  # one closure a route
         # A cursor that the log never reached cannot be honoured: the client goes on from the log's end.
         cursor = min(after, last_seq)
         pages = follow(streams, history, identity.user_id, thread_id, cursor)
-        return event_stream(_watched(identity, pages))
+        return event_stream(_watched(identity, pages, endless=True))
 
     async def _row(identity: Identity, run_id: str, thread_id: str | None = None) -> RunRow:
         async with open_call(kernel, identity.user_id) as call:
@@ -125,17 +125,19 @@ def runs_blueprint(  # noqa: C901  # one closure a route
             if accepted.run is not None:
                 await _left(ask, accepted.run)
 
-    async def _watched(identity: Identity, pages: Pages) -> Pages:
-        """Pass the pages on until the identity's session ends, which ends the stream."""
+    async def _watched(identity: Identity, pages: Pages, *, endless: bool = False) -> Pages:
+        """Pass the pages on until the identity's session ends, or the server where the stream would not."""
         scope = trio.CancelScope()
+        until_restart = server.endless(scope.cancel) if endless else nullcontext()
         async with service.watching(identity, lambda _reason: scope.cancel()), aclosing(pages):
-            while not scope.cancel_called:
-                page: Sequence[Event] | None = None
-                with scope:
-                    page = await anext(pages, None)
-                if page is None:
-                    return
-                yield page
+            with until_restart:
+                while not scope.cancel_called:
+                    page: Sequence[Event] | None = None
+                    with scope:
+                        page = await anext(pages, None)
+                    if page is None:
+                        return
+                    yield page
 
     return blueprint
 

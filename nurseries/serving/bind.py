@@ -23,27 +23,38 @@ def listening(host: str | None, port: int, unix_path: Path | None) -> Iterator[l
     and before the start if nobody listens on it any more.
 
     Raises:
-        OSError: an address cannot be had.
+        OSError: an address cannot be had; the message names it.
     """
     with contextlib.ExitStack() as stack:
-        sockets: list[socket.socket] = []
-        if host is not None:
-            flags = socket.AI_PASSIVE
-            infos = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=flags)
-            for family, kind, proto, _, address in dict.fromkeys(infos):
-                sock = stack.enter_context(socket.socket(family, kind, proto))
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                if family == socket.AF_INET6:  # IPv4 has a socket of its own
-                    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-                sock.bind((address[0], port, *address[2:]))
-                port = port or sock.getsockname()[1]
-                sockets.append(sock)
-        if unix_path is not None:
-            sockets.append(stack.enter_context(_unix(unix_path)))
-        for sock in sockets:
-            sock.setblocking(False)
-            sock.listen(_BACKLOG)
+        try:
+            sockets = _bind(stack, host, port, unix_path)
+        except OSError as error:
+            place = str(unix_path) if host is None else f"{host}:{port}"
+            raise OSError(error.errno, f"cannot listen on {place}: {error.strerror}") from error
         yield sockets
+
+
+def _bind(
+    stack: contextlib.ExitStack, host: str | None, port: int, unix_path: Path | None
+) -> list[socket.socket]:
+    sockets: list[socket.socket] = []
+    if host is not None:
+        flags = socket.AI_PASSIVE
+        infos = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=flags)
+        for family, kind, proto, _, address in dict.fromkeys(infos):
+            sock = stack.enter_context(socket.socket(family, kind, proto))
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:  # IPv4 has a socket of its own
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sock.bind((address[0], port, *address[2:]))
+            port = port or sock.getsockname()[1]
+            sockets.append(sock)
+    if unix_path is not None:
+        sockets.append(stack.enter_context(_unix(unix_path)))
+    for sock in sockets:
+        sock.setblocking(False)
+        sock.listen(_BACKLOG)
+    return sockets
 
 
 @contextlib.contextmanager
