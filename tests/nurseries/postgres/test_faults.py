@@ -78,10 +78,10 @@ class Proxy:
             nursery.start_soon(answers)
             async with client:
                 async for data in client:
-                    silent = silent or bool(self.silent_after and self.silent_after in data)
+                    cut = bool(self.cut_after and self.cut_after in data)
+                    silent = silent or cut or bool(self.silent_after and self.silent_after in data)
                     await server.send_all(data)
-                    if self.cut_after and self.cut_after in data:
-                        silent = True
+                    if cut:
                         await self.committed()
                         break
             nursery.cancel_scope.cancel()
