@@ -156,7 +156,6 @@ class Runs:
         key = None
         if ask.key is not None:
             key = store.Key(ask.key, _fingerprint(ask), encode_json({"run_id": run.run_id}).decode())
-        after = thread.log.last_seq if thread.log else 0
         try:
             new, last_seq = await store.accept(request.database, row, key)
         except QueryFailed as error:
@@ -171,7 +170,8 @@ class Runs:
                 assert repeated is not None
                 return repeated
             self._start(thread, run, owner, last_seq)
-        return Accepted(run.run_id, duplicate=False, run=run, after=after)
+        # Nothing has waited since the start, so what comes next in the log is not before the run's first event.
+        return Accepted(run.run_id, duplicate=False, run=run, after=thread.log.last_seq if thread.log else 0)
 
     async def _settle_doubt(
         self, error: BaseException, request: Request, thread: ThreadRuns, run: Run, owner: trio.Nursery

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final
 
 from quart import Blueprint, Response
-from quart_trio import QuartTrio
 
 from app.web.accounts import accounts_blueprint
 from app.web.authentication import refuse_query_tokens, require_identity
-from app.web.bodies import json_response
+from app.web.bodies import json_response, refuse_unknown_parameters
+from app.web.exchange import Application
 from app.web.health import health_blueprint
 from app.web.problems import install_problems
 from app.web.runs import runs_blueprint
 from app.web.threads import threads_blueprint
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from app.accounts.service import AccountService
     from app.chat.runs import Runs
     from app.engine.registry import AgentRegistry
@@ -23,6 +26,16 @@ if TYPE_CHECKING:
     from nurseries.events import Streams
     from nurseries.request import Kernel
     from nurseries.server import Server
+
+PARAMETERS: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
+    {
+        "threads.page": frozenset({"limit", "before"}),
+        "threads.messages": frozenset({"limit", "before"}),
+        "runs.create": frozenset({"wait"}),
+        "runs.events": frozenset({"after"}),
+    }
+)
+"""The query parameters of each route that takes any."""
 
 
 def make_application(  # noqa: PLR0913  # the wiring of all routes
@@ -33,14 +46,16 @@ def make_application(  # noqa: PLR0913  # the wiring of all routes
     streams: Streams,
     agents: AgentRegistry,
     vitals: Vitals,
-) -> QuartTrio:
+) -> Application:
     """Return the application with all its routes."""
     # No static folder: a route for files that are not there would only answer for them.
-    app = QuartTrio("app", static_folder=None)
-    app.config["RESPONSE_TIMEOUT"] = None  # streams last; what a peer may take is bounded by the serving layer
+    app = Application("app", static_folder=None)
+    # Streams last; what a peer may take is bounded by the serving layer.
+    app.config["RESPONSE_TIMEOUT"] = None
     app.config["BODY_TIMEOUT"] = None
     install_problems(app)
     refuse_query_tokens(app)
+    refuse_unknown_parameters(app, PARAMETERS)
     app.after_request(_keep_out_of_caches)
     app.register_blueprint(accounts_blueprint(service))
     app.register_blueprint(threads_blueprint(service, kernel, runs))

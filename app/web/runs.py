@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import aclosing, nullcontext
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -13,20 +14,20 @@ from app.chat.dispatch import DEFAULT_AGENT, ThreadHistory
 from app.chat.feed import follow, follow_run
 from app.chat.ids import known
 from app.chat.run import Ask
+from app.chat.runs import KeyReused
 from app.errors import InvalidField, NotFound
 from app.web.authentication import require_identity
 from app.web.bodies import Body, Empty, json_response, read_body
+from app.web.exchange import exchange_nursery
 from app.web.idempotency import idempotency_key
 from app.web.sse import event_stream, wants_event_stream
 from app.wire.messages import OnConflict, OnDisconnect  # noqa: TC001  # msgspec reads the annotations
-from nurseries.cleanup import cleanup_scope
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
 
     from app.accounts.identity import Identity
     from app.accounts.service import AccountService
-    from app.chat.run import Run
     from app.chat.runs import Accepted, Runs
     from app.store.runs import RunRow
     from nurseries.events import Event, Streams
@@ -55,7 +56,8 @@ def runs_blueprint(  # noqa: C901  # one closure a route
     async def create(thread_id: str) -> Response:
         identity = await require_identity(service)
         server.refuse_when_draining()
-        body, wait = await read_body(NewRun), _flag("wait")
+        body, stream = await read_body(NewRun), wants_event_stream()
+        wait = _flag("wait") or stream
         ask = Ask(
             thread_id=known(thread_id, "thread"),
             content=body.content,
@@ -64,14 +66,15 @@ def runs_blueprint(  # noqa: C901  # one closure a route
             on_disconnect=body.on_disconnect,
             key=idempotency_key(),
         )
-        async with open_call(kernel, identity.user_id, thread_id=thread_id) as call:
-            accepted = await runs.submit(call, ask, server.requests)
-        if wants_event_stream():
-            return event_stream(_run_events(identity, ask, accepted))
+        # Only a client that waits for the end can leave before it.
+        owner = exchange_nursery() if wait and ask.on_disconnect == "cancel" else server.requests
+        accepted = await _submit(identity, ask, owner)
+        if stream:
+            return event_stream(_run_events(identity, thread_id, accepted))
         if wait:
-            return json_response(await _outcome(identity, ask, accepted))
-        status = accepted.run.status if accepted.run else (await _row(identity, accepted.run_id)).status
-        return json_response({"run_id": accepted.run_id, "status": status}, 202)
+            return json_response(await _outcome(identity, accepted))
+        # How it stood when it was accepted: that is the answer which is stored under the key.
+        return json_response({"run_id": accepted.run_id, "status": "queued"}, 202)
 
     @blueprint.get("/v1/threads/<thread_id>/runs/<run_id>")
     async def get(thread_id: str, run_id: str) -> Response:
@@ -98,6 +101,13 @@ def runs_blueprint(  # noqa: C901  # one closure a route
         pages = follow(streams, history, identity.user_id, thread_id, cursor)
         return event_stream(_watched(identity, pages, endless=True))
 
+    async def _submit(identity: Identity, ask: Ask, owner: trio.Nursery) -> Accepted:
+        async with open_call(kernel, identity.user_id, thread_id=ask.thread_id) as call:
+            try:
+                return await runs.submit(call, ask, owner)
+            except KeyReused as error:
+                raise KeyReused("Idempotency-Key", "this key was used for something else") from error
+
     async def _row(identity: Identity, run_id: str, thread_id: str | None = None) -> RunRow:
         async with open_call(kernel, identity.user_id) as call:
             row = await runs.row(call, known(run_id, "run"))
@@ -105,49 +115,40 @@ def runs_blueprint(  # noqa: C901  # one closure a route
             raise NotFound("no such run")
         return row
 
-    async def _outcome(identity: Identity, ask: Ask, accepted: Accepted) -> dict[str, Any]:
+    async def _outcome(identity: Identity, accepted: Accepted) -> dict[str, Any]:
         if accepted.run is not None:
-            try:
-                await accepted.run.done.wait()
-            finally:
-                await _left(ask, accepted.run)
+            await accepted.run.done.wait()
         row = await _row(identity, accepted.run_id)
         return {"run_id": row.run_id, "status": row.status, "output": row.output, **_error(row)}
 
-    async def _run_events(identity: Identity, ask: Ask, accepted: Accepted) -> Pages:
+    def _run_events(identity: Identity, thread_id: str, accepted: Accepted) -> Pages:
         history = ThreadHistory(kernel, identity.user_id)
-        pages = follow_run(streams, history, identity.user_id, ask.thread_id, accepted.after, accepted.run_id)
-        try:
-            async with aclosing(_watched(identity, pages)) as watched:
-                async for page in watched:
-                    yield page
-        finally:
-            if accepted.run is not None:
-                await _left(ask, accepted.run)
+        pages = follow_run(streams, history, identity.user_id, thread_id, accepted.after, accepted.run_id)
+        return _watched(identity, pages)
 
     async def _watched(identity: Identity, pages: Pages, *, endless: bool = False) -> Pages:
         """Pass the pages on until the identity's session ends, or the server where the stream would not."""
-        scope = trio.CancelScope()
-        until_restart = server.endless(scope.cancel) if endless else nullcontext()
-        async with service.watching(identity, lambda _reason: scope.cancel()), aclosing(pages):
+        deadline = trio.current_time() + identity.expires_in(datetime.now(UTC))
+        scope, ended = trio.CancelScope(), False
+
+        def end(_reason: str = "") -> None:
+            nonlocal ended
+            ended = True
+            scope.cancel()
+
+        until_restart = server.endless(end) if endless else nullcontext()
+        async with service.watching(identity, end), aclosing(pages):
             with until_restart:
-                while not scope.cancel_called:
+                while not ended:
                     page: Sequence[Event] | None = None
-                    with scope:
+                    # A scope for each page, since no scope can be entered twice.
+                    with trio.CancelScope(deadline=deadline) as scope:
                         page = await anext(pages, None)
                     if page is None:
                         return
                     yield page
 
     return blueprint
-
-
-async def _left(ask: Ask, run: Run) -> None:
-    """The client has its answer, or is gone: in that case its run ends with it, if it asked for that."""
-    if ask.on_disconnect == "cancel" and not run.done.is_set():
-        run.cancel("disconnected")
-        with cleanup_scope():
-            await run.done.wait()
 
 
 def _flag(name: str) -> bool:

@@ -88,11 +88,13 @@ def threads_blueprint(service: AccountService, kernel: Kernel, runs: Runs) -> Bl
     @threads.get("/v1/threads/<thread_id>/messages")
     async def messages(thread_id: str) -> Response:
         identity = await require_identity(service)
-        limit, before = _paging("message")
-        async with open_call(kernel, identity.user_id, thread_id=known(thread_id, "thread")) as call:
+        limit, before = _paging("thread or message")
+        async with open_call(
+            kernel, identity.user_id, thread_id=known(thread_id, "thread or message")
+        ) as call:
             found = await store.messages(call.database, thread_id, limit + 1, before)
         if found is None:
-            raise NotFound("no such thread, or no such message in it")
+            raise NotFound("no such thread or message")
         # A page is in the order of the conversation; the one before it ends where this one begins.
         shown = found[-limit:]
         return json_response({"messages": shown, "next": shown[0].message_id if len(found) > limit else None})
@@ -129,11 +131,10 @@ def _title(title: str) -> str:
 
 
 def _paging(kind: str) -> tuple[int, str | None]:
-    unknown = set(request.args) - {"limit", "before"}
-    if unknown:
-        raise InvalidField(min(unknown), "no such parameter")
     text = request.args.get("limit", str(PAGE))
-    if not (text.isascii() and text.isdigit() and len(text) <= len(str(MAX_PAGE)) and 1 <= int(text) <= MAX_PAGE):
+    if not (
+        text.isascii() and text.isdigit() and len(text) <= len(str(MAX_PAGE)) and 1 <= int(text) <= MAX_PAGE
+    ):
         raise InvalidField("limit", f"must be a number from 1 to {MAX_PAGE}")
     before = request.args.get("before")
     return int(text), None if before is None else known(before, kind)

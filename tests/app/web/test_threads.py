@@ -27,7 +27,9 @@ async def pages(user, path, key, **params):
     """Return all pages of a list, from the newest on."""
     found, following = [], None
     while True:
-        answer = await user.http.get(path, params=params if following is None else {**params, "before": following})
+        answer = await user.http.get(
+            path, params=params if following is None else {**params, "before": following}
+        )
         assert answer.status_code == 200, answer.text
         body = answer.json()
         assert set(body) == {key, "next"}
@@ -84,7 +86,14 @@ async def test_titles_and_fields_are_checked(server, alice):
         for field in ("user_id", "thread_id", "owner"):
             body = problem(await send(path, json={"title": "x", field: MISSING}), 422, "invalid_field", field)
             assert MISSING not in body["detail"]
-        for content in (b'{"title":"a","title":"b"}', b"[" * 100_000, b'{"title":' + b"9" * 5000 + b"}", b'{"title":NaN}', b"{", b"\xff"):
+        for content in (
+            b'{"title":"a","title":"b"}',
+            b"[" * 100_000,
+            b'{"title":' + b"9" * 5000 + b"}",
+            b'{"title":NaN}',
+            b"{",
+            b"\xff",
+        ):
             problem(await send(path, content=content), 400, "bad_json")
         problem(await send(path, content=b"[]"), 422, "invalid_field", "")
     problem(await alice.http.patch(url, json={}), 422, "invalid_field", "title")
@@ -138,7 +147,18 @@ async def test_page_parameters_are_checked(server, alice):
     """A limit from 1 to 200, a cursor, and nothing else."""
     thread = await alice.thread()
     for path in ("/v1/threads", f"/v1/threads/{thread}/messages"):
-        for limit in ("0", "201", "-1", "1.5", "", "x", "٣", "9" * 5000, "0" * 8 + "1" + "9" * 10, "0" * 8 + "1" + "0" * 5000):
+        for limit in (
+            "0",
+            "201",
+            "-1",
+            "1.5",
+            "",
+            "x",
+            "٣",
+            "9" * 5000,
+            "0" * 8 + "1" + "9" * 10,
+            "0" * 8 + "1" + "0" * 5000,
+        ):
             problem(await alice.http.get(path, params={"limit": limit}), 422, "invalid_field", "limit")
         problem(await alice.http.get(path, params={"user_id": MISSING}), 422, "invalid_field", "user_id")
         for limit in ("1", "200"):
@@ -168,7 +188,9 @@ async def test_twenty_at_once_with_one_key_make_one_thread(server, alice):
     answers = []
 
     async def create():
-        answer = await alice.http.post("/v1/threads", json={"title": "once"}, headers={"Idempotency-Key": "same"})
+        answer = await alice.http.post(
+            "/v1/threads", json={"title": "once"}, headers={"Idempotency-Key": "same"}
+        )
         answers.append((answer.status_code, answer.text))
 
     async with trio.open_nursery() as nursery:
