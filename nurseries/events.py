@@ -144,6 +144,8 @@ class Emitter:
 class Outbox:
     """What waits for one listener. Filled without waiting, emptied in batches."""
 
+    __slots__ = ("_bytes", "_receive", "_send", "_size", "overflowed", "user_id")
+
     def __init__(self, user_id: str, *, events: int = OUTBOX_EVENTS, size: int = OUTBOX_BYTES) -> None:
         self.user_id = user_id
         self.overflowed = False

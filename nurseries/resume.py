@@ -43,6 +43,8 @@ class Hold:
 class Resume:
     """The state of one session: unsettled or not, the threads on hold, and how far each replay went."""
 
+    __slots__ = ("_early", "_floors", "_holds", "settled")
+
     def __init__(self) -> None:
         self.settled = False
         self._early: list[Event] = []

@@ -50,6 +50,21 @@ class History(Protocol):
         ...
 
 
+class _Inbox:
+    """Frames that wait for the worker. It exists while the worker does, so an idle socket has none."""
+
+    __slots__ = ("changed", "frames")
+
+    def __init__(self) -> None:
+        self.frames: deque[str | bytes] = deque()
+        self.changed = trio.Event()
+
+    async def change(self) -> None:
+        """Return when a frame was taken, or the worker has ended."""
+        self.changed = trio.Event()
+        await self.changed.wait()
+
+
 class Session:
     """One socket of one user, from the upgrade to the close.
 
@@ -59,6 +74,22 @@ class Session:
         requests: the nursery of the requests that end with the socket.
         opened_at: `trio.current_time()` at the start.
     """
+
+    __slots__ = (
+        "__weakref__",
+        "_close",
+        "_inbox",
+        "_isolation",
+        "_outbox",
+        "_reading",
+        "_resume",
+        "_sending",
+        "_socket",
+        "id",
+        "opened_at",
+        "requests",
+        "user_id",
+    )
 
     def __init__(
         self,
@@ -77,9 +108,7 @@ class Session:
         self._socket = socket
         self._outbox = outbox
         self._resume = Resume()
-        self._inbox: deque[str | bytes] = deque()
-        self._room = trio.Event()
-        self._working = False
+        self._inbox: _Inbox | None = None
         self._sending = trio.Lock()
         self._reading = trio.CancelScope()
         if expires_in is not None:
@@ -167,23 +196,26 @@ class Session:
             with self._reading:
                 while True:
                     frame = await self._socket.receive()
-                    while len(self._inbox) >= INBOX_FRAMES:
-                        self._room = trio.Event()
-                        await self._room.wait()
-                    self._inbox.append(frame)
-                    if not self._working:
-                        self._working = True
-                        outer.start_soon(self._work, on_frame)
+                    await self._put(frame, outer, on_frame)
         except SocketClosed as closed:
             self._close = self._close or (closed.code, "")
         if self._close is None:  # only the deadline ends reading without a word
             self._close = (4401, "the access token has expired")
 
-    async def _work(self, on_frame: OnFrame) -> None:
+    async def _put(self, frame: str | bytes, outer: trio.Nursery, on_frame: OnFrame) -> None:
+        """Hand a frame to the worker, waiting while it has too many: then TCP slows the client."""
+        while self._inbox is not None and len(self._inbox.frames) >= INBOX_FRAMES:
+            await self._inbox.change()
+        if self._inbox is None:
+            self._inbox = _Inbox()
+            outer.start_soon(self._work, self._inbox, on_frame)
+        self._inbox.frames.append(frame)
+
+    async def _work(self, inbox: _Inbox, on_frame: OnFrame) -> None:
         try:
-            while self._inbox:
-                frame = self._inbox.popleft()
-                self._room.set()
+            while inbox.frames:
+                frame = inbox.frames.popleft()
+                inbox.changed.set()
                 await on_frame(self, frame)
         except SocketClosed as closed:
             self._close = self._close or (closed.code, "")
@@ -192,15 +224,14 @@ class Session:
             logger.exception("frame handler failed", connection_id=self.id)
             self.close(1011, "internal error")
         finally:
-            self._working = False
-            self._room.set()
+            self._inbox = None
+            inbox.changed.set()
 
     async def _finish_frames(self) -> None:
         """Let frames that arrived before a close be handled: their sender has left and expects no less."""
         with cleanup_scope():
-            while self._working and self._inbox_may_finish():
-                self._room = trio.Event()
-                await self._room.wait()
+            while self._inbox is not None and self._inbox_may_finish():
+                await self._inbox.change()
 
     def _inbox_may_finish(self) -> bool:
         return self._close is not None and self._close[0] in {1000, 1001, 1005, 1006}
@@ -216,7 +247,7 @@ class Session:
                     items = await self._outbox.take()
                 if waiting.cancelled_caught:
                     items = []
-                    self._resume.settled = not self._working
+                    self._resume.settled = self._inbox is None
                     settle_at = trio.current_time() + SETTLE_SECONDS
                 await self._deliver(items)
             while True:

@@ -46,7 +46,7 @@ class Refused(Exception):
 
 
 class Handshake:
-    """A valid WebSocket upgrade request that waits for its answer. Answer it once.
+    """A valid WebSocket upgrade request that waits for its answer. Answer it once; then the headers are gone.
 
     Attributes:
         path: of the request target, still percent-encoded, without the query.
@@ -121,7 +121,9 @@ class Handshake:
             extensions=self._extensions,
             early=self._early,
         )
-        self._early = b""
+        # The socket may stay open for days; what was asked for in its head is not kept for so long.
+        self._early, self.headers, self._extensions = b"", Headers(()), []
+        del self._response
         return self.socket
 
     async def refuse(
