@@ -7,6 +7,7 @@ and every call of it is a checkpoint, also once the peer is gone: a loop over `s
 from __future__ import annotations
 
 import abc
+import contextlib
 import socket
 
 import trio
@@ -131,7 +132,7 @@ class SocketWire(Wire):
         sent = 0
         with trio.move_on_after(self._write_seconds) as scope:
             while sent < len(piece):
-                await trio.lowlevel.wait_writable(self._socket)
+                await trio.lowlevel.wait_writable(self._descriptor())
                 try:
                     sent += self._socket.send(piece[sent:])
                 except BlockingIOError:
@@ -142,11 +143,19 @@ class SocketWire(Wire):
 
     async def _receive(self) -> bytes:
         while True:
-            await trio.lowlevel.wait_readable(self._socket)
+            await trio.lowlevel.wait_readable(self._descriptor())
             try:
                 return self._socket.recv(READ_BYTES)
             except BlockingIOError:  # woken for nothing
                 continue
+
+    def _descriptor(self) -> int:
+        # Trio would wait for -1 like for any other, and every later waiter of a closed socket would be told
+        # that somebody else is reading it.
+        descriptor = self._socket.fileno()
+        if descriptor < 0:
+            raise trio.ClosedResourceError
+        return descriptor
 
     async def _send_eof(self) -> None:
         await trio.lowlevel.checkpoint()
@@ -168,6 +177,7 @@ class TLSWire(Wire):
     def __init__(self, stream: trio.SSLStream[trio.SocketStream], write_seconds: float) -> None:
         super().__init__(write_seconds)
         self._stream = stream
+        self._finished = False  # TLS is over; what still comes is read to be thrown away
         self.protocol = stream.selected_alpn_protocol() or "http/1.1"
 
     async def _send(self, data: bytes) -> None:
@@ -179,10 +189,14 @@ class TLSWire(Wire):
                     raise trio.BrokenResourceError("write deadline")
 
     async def _receive(self) -> bytes:
+        if self._finished:
+            return bytes(await self._stream.transport_stream.receive_some(READ_BYTES))
         return bytes(await self._stream.receive_some(READ_BYTES))
 
     async def _send_eof(self) -> None:
-        # TLS has no half-close in this library; the end of the transport says the same to any HTTP peer.
+        self._finished = True
+        with contextlib.suppress(trio.BrokenResourceError):  # by what the peer still sends instead of its answer
+            await self._stream.unwrap()
         await self._stream.transport_stream.send_eof()
 
     def abort(self) -> None:
