@@ -17,16 +17,13 @@ import structlog
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from app.accounts.service import AccountService
-from app.accounts.tokens import load_or_create_key
 from app.chat.dispatch import Dispatch
 from app.chat.journal import Journal
 from app.chat.runs import RunBounds, Runs
+from app.database import open_store
 from app.engine.engine import Catalog, built_in_agents, built_in_tools
 from app.engine.modules import register_module
 from app.janitor import Janitor
-from app.store.migrate import migrate
-from app.store.owner import open_owner
-from app.store.roles import StoreAccess, ensure_login_roles
 from app.tenancy import Tenancy
 from app.web.application import make_application
 from app.web.health import Vitals
@@ -34,7 +31,6 @@ from app.web.socket import SocketEndpoint
 from nurseries.budgets import Budget, BudgetLimits
 from nurseries.events import Streams
 from nurseries.isolation import Isolation
-from nurseries.postgres.embedded import open_embedded
 from nurseries.postgres.pool import PoolLimits, open_pool
 from nurseries.postgres.scoped import Database
 from nurseries.request import Kernel
@@ -44,23 +40,12 @@ from nurseries.serving import Listener
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    import trio
-
+    from app.database import Store
     from app.settings import Settings
     from nurseries.server import Service
 
-DATABASE: Final = "nurseries"
 SERVICE_CONNECTIONS: Final = 4
 logger = structlog.get_logger(__name__)
-
-
-@attrs.frozen(eq=False)
-class Store:
-    """A database that is ready: how to log in, the key that signs tokens, and what keeps an embedded one running."""
-
-    access: StoreAccess
-    token_key: bytes = attrs.field(repr=False)
-    supervise: Service | None
 
 
 async def serve(settings: Settings, ready: Callable[[list[str], str | None], None]) -> None:
@@ -88,33 +73,6 @@ def make_catalog(settings: Settings) -> Catalog:
     if settings.agents:
         register_module(settings.agents, agents, tools)
     return Catalog(agents=agents, tools=tools)
-
-
-@asynccontextmanager
-async def open_store(settings: Settings) -> AsyncIterator[Store]:
-    """Have a migrated database for the body of the block."""
-    url = settings.database_url
-    if url:
-        yield await prepare_store(url)
-        return
-    async with open_embedded(settings.data_dir / "postgres") as postgres:
-        async with open_owner(postgres.conninfo()) as owner:
-            found = await owner.fetch("SELECT 1 FROM pg_database WHERE datname = $1", DATABASE)
-            if not found:
-                await owner.run(f"CREATE DATABASE {DATABASE}")
-
-        async def supervise(*, task_status: trio.TaskStatus[None]) -> None:
-            task_status.started()
-            await postgres.supervise()
-
-        yield await prepare_store(postgres.conninfo(DATABASE), supervise)
-
-
-async def prepare_store(conninfo: str, supervise: Service | None = None) -> Store:
-    """Migrate the owner's database at `conninfo` and return how to use it."""
-    async with open_owner(conninfo) as owner:
-        await migrate(owner)
-        return Store(await ensure_login_roles(owner), await load_or_create_key(owner), supervise)
 
 
 @attrs.frozen(eq=False)

@@ -12,8 +12,8 @@ import attrs
 from cyclopts import App, Parameter
 
 from app.accounts.service import AccountService
+from app.database import DATABASE, open_store, prepare_store
 from app.logs import configure_logging
-from app.main import DATABASE, open_store, prepare_store
 from app.sources import load_settings
 from nurseries.errors import NurseriesError
 from nurseries.groups import leaves
@@ -24,7 +24,7 @@ from nurseries.postgres.scoped import Database
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-    from app.main import Store
+    from app.database import Store
     from app.settings import Settings
 
 user = App(name="user", help="Add users, disable them, give them roles; also while the server runs.")
