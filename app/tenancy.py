@@ -18,6 +18,8 @@ from nurseries.postgres.statement import Statement
 LOCK_KEY: Final = 0x6E75727365727665  # "nurserve"; advisory locks are numbered
 CHECK_SECONDS: Final = 5.0
 TAKE_SECONDS: Final = 15.0
+"""How long the lock may be another's: that of a killed server goes when the database notices its end."""
+
 RETRY_SECONDS: Final = 0.1
 logger = structlog.get_logger(__name__)
 
@@ -29,41 +31,54 @@ class Tenancy:
         self._conninfo = conninfo
 
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
-        """Take the lock, then keep it until cancelled.
+        """Take the lock, then keep it until cancelled; while the database is away, wait for it.
 
         Raises:
-            StartupFailed: another server holds it.
+            StartupFailed: another server holds it, or at the start the database cannot be reached.
         """
-        connection = await self._take()
+        connection = await self._take(first=True)
         task_status.started()
+        while True:
+            try:
+                await _until_lost(connection)
+            finally:
+                connection.close()
+            logger.warning("the connection that holds the database's lock was lost; taking it again")
+            connection = await self._take(first=False)
+
+    async def _take(self, *, first: bool) -> Connection:
+        deadline = trio.current_time() + TAKE_SECONDS
+        while True:
+            failure = "another server is using this database; stop it first"
+            try:
+                if (connection := await self._try()) is not None:
+                    return connection
+            except Unavailable as error:
+                failure = f"the database cannot be used: {error}"
+                if not first:  # the patience is with another server, and begins when the database is back
+                    deadline = trio.current_time() + TAKE_SECONDS
+            if trio.current_time() >= deadline:
+                raise StartupFailed(failure)
+            await trio.sleep(RETRY_SECONDS)
+
+    async def _try(self) -> Connection | None:
+        """Return a connection that holds the lock, None if it is another's."""
+        connection = await Connection.open(self._conninfo)
+        locked = False
         try:
-            while True:
-                await trio.sleep(CHECK_SECONDS)
-                try:
-                    await connection.run([Statement("SELECT 1")])
-                except Unavailable:
-                    logger.warning("the connection that holds the database's lock was lost")
-                    connection.close()
-                    connection = await self._take()
+            statement = Statement("SELECT pg_try_advisory_lock($1::bigint)", (LOCK_KEY,))
+            (result,) = await connection.run([statement])
+            locked = bool(connection.rows(result)[0][0])
         finally:
-            connection.close()
-
-    async def _take(self) -> Connection:
-        """Take the lock, waiting a little: a server that was killed holds it until the database notices."""
-        last: Exception | None = None
-        with trio.move_on_after(TAKE_SECONDS):
-            while True:
-                try:
-                    connection = await Connection.open(self._conninfo)
-                    if await _try_lock(connection):
-                        return connection
-                    connection.close()
-                except Unavailable as error:
-                    last = error
-                await trio.sleep(RETRY_SECONDS)
-        raise StartupFailed("another server is using this database; stop it first") from last
+            if not locked:
+                connection.close()
+        return connection if locked else None
 
 
-async def _try_lock(connection: Connection) -> bool:
-    (result,) = await connection.run([Statement("SELECT pg_try_advisory_lock($1::bigint)", (LOCK_KEY,))])
-    return bool(connection.rows(result)[0][0])
+async def _until_lost(connection: Connection) -> None:
+    while True:
+        await trio.sleep(CHECK_SECONDS)
+        try:
+            await connection.run([Statement("SELECT 1")])
+        except Unavailable:
+            return

@@ -182,6 +182,8 @@ class Server:
                 await self._drain(listener, work)
                 # Answers that are on their way get this long to arrive; then the connections are cut.
                 listening.cancel_scope.deadline = trio.current_time() + CLEANUP_SECONDS
+            if listening.cancel_scope.cancelled_caught:
+                logger.warning("connections were cut in the middle of an answer")
         self.state = "stopped"
 
     async def _drain(self, listener: Listener, work: Work) -> None:
