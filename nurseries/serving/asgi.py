@@ -17,6 +17,8 @@ from nurseries.serving.problem import CONTENT_TYPE, Problem
 if TYPE_CHECKING:
     from hypercorn.config import Config
 
+    from nurseries.serving.limits import ServingLimits
+
 Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]
 ASGIApp = Callable[[Any, Receive, Send], Awaitable[None]]
@@ -210,9 +212,12 @@ def problem_app(problem: Problem) -> ASGIApp:
 
 
 def objection(
-    method: bytes, target: bytes, items: list[tuple[bytes, bytes]], body_bytes: int
+    method: bytes, target: bytes, items: list[tuple[bytes, bytes]], limits: ServingLimits
 ) -> Problem | None:
     """Return why a well-formed request is not given to the application, if it is not."""
+    size = len(target) + sum(len(name) + len(value) + 4 for name, value in items)
+    if size > limits.head_bytes or len(items) > limits.head_fields:
+        return Problem.of(431)
     names = {name for name, _ in items}
     if b"transfer-encoding" in names and b"content-length" in names:
         return Problem.of(400)  # one of the two lies about where the next request begins (RFC 9112, 6.1)
@@ -221,6 +226,6 @@ def objection(
     if not target.isascii() or not (target.startswith((b"/", b"http://", b"https://")) or target == b"*"):
         return Problem.of(400)
     for name, value in items:
-        if name == b"content-length" and int(value) > body_bytes:
+        if name == b"content-length" and int(value) > limits.body_bytes:
             return Problem.of(413)
     return None

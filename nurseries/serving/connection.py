@@ -132,14 +132,12 @@ class Serving:
     ) -> Exchange:
         """Return the exchange for a request that has come from `address`; its `handle` starts it.
 
-        The application answers it, unless `problem`, its address's rate or its number of fields does.
+        The application answers it, unless its address's rate or `problem` does.
         """
         self.requests += 1
         self.requests_total += 1
         client = self.proxies.client(address, Headers(items), secure=secure)
         problem = self.rate_limit(client.address) or problem
-        if len(items) > self.limits.head_fields:
-            problem = problem or Problem.of(431)
         app = self.http if problem is None else problem_app(problem)
         peer = (client.address, 0)
         parts = (app, self.config, self.context, tasks, client.secure, peer, None, send, stream_id)

@@ -158,10 +158,11 @@ class HTTP1(H11Protocol):
                     self._over = True
                 return
             if isinstance(event, h11.Request):
-                if wants_websocket(event):
+                problem = self._objection(event)
+                if problem is None and wants_websocket(event):
                     self.upgrade = (event, connection.trailing_data[0])
                     return
-                await self._begin(event)
+                await self._begin(event, problem)
             elif self._exchange is None:
                 return
             elif isinstance(event, h11.Data):
@@ -175,10 +176,14 @@ class HTTP1(H11Protocol):
     def _wants_body(self) -> bool:
         return self._exchange is not None and self._exchange.wanted
 
-    async def _begin(self, request: h11.Request) -> None:
+    def _objection(self, request: h11.Request) -> Problem | None:
+        if request.http_version not in {b"1.0", b"1.1"}:
+            return Problem.of(505)
+        return objection(request.method, request.target, list(request.headers), self._limits)
+
+    async def _begin(self, request: h11.Request, problem: Problem | None) -> None:
         """Start answering a request whose head is complete."""
         items = list(request.headers)
-        problem = objection(request.method, request.target, items, self._limits.body_bytes)
         self._enter(Phase.BODY, self._limits.body_seconds)
         self._exchange = self.stream = self._serving.begin(
             tasks=self._tasks,

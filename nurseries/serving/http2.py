@@ -172,7 +172,7 @@ class HTTP2:
         pseudo = {name: value for name, value in headers if name.startswith(b":")}
         items = filter_pseudo_headers(headers)
         method, target = pseudo.get(b":method", b""), pseudo.get(b":path", b"")
-        problem = objection(method, target, items, self._limits.body_bytes)
+        problem = objection(method, target, items, self._limits)
         exchange = self._serving.begin(
             tasks=self._tasks,
             address=self._address,

@@ -240,8 +240,6 @@ class Listener:
         headers = Headers(request.headers)
         client = self._serving.proxies.client(address, headers, secure=wire.secure)
         problem = self._serving.rate_limit(client.address)
-        if problem is None and len(headers) > self._limits.head_fields:
-            problem = Problem.of(431)
         if problem is None and self._serving.draining:
             problem = Problem.of(503, "draining", retry_after=1)
         if problem is not None:

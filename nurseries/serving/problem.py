@@ -23,6 +23,7 @@ _CODES = {
     431: "too_large",
     500: "internal",
     501: "not_implemented",
+    505: "not_implemented",
     503: "unavailable",
 }
 

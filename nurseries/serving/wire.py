@@ -195,7 +195,9 @@ class TLSWire(Wire):
 
     async def _send_eof(self) -> None:
         self._finished = True
-        with contextlib.suppress(trio.BrokenResourceError):  # by what the peer still sends instead of its answer
+        with contextlib.suppress(
+            trio.BrokenResourceError
+        ):  # by what the peer still sends instead of its answer
             await self._stream.unwrap()
         await self._stream.transport_stream.send_eof()
 
