@@ -67,7 +67,7 @@ class Dispatch:
         ask = Ask(
             thread_id=thread_id,
             content=frame.content,
-            agent=frame.agent or DEFAULT_AGENT,
+            agent=DEFAULT_AGENT if frame.agent is None else frame.agent,
             on_conflict=frame.on_conflict,
             on_disconnect=frame.on_disconnect,
             key=frame.client_id,

@@ -11,6 +11,7 @@ from app.web.accounts import accounts_blueprint
 from app.web.authentication import refuse_query_tokens, require_identity
 from app.web.bodies import json_response, refuse_unknown_parameters
 from app.web.exchange import Application
+from app.web.feeds import Feeds
 from app.web.health import health_blueprint
 from app.web.problems import install_problems
 from app.web.runs import runs_blueprint
@@ -59,7 +60,8 @@ def make_application(  # noqa: PLR0913  # the wiring of all routes
     app.after_request(_keep_out_of_caches)
     app.register_blueprint(accounts_blueprint(service))
     app.register_blueprint(threads_blueprint(service, kernel, runs))
-    app.register_blueprint(runs_blueprint(service, kernel, runs, server, streams))
+    feeds = Feeds(service, kernel, server, streams)
+    app.register_blueprint(runs_blueprint(service, kernel, runs, server, feeds))
     app.register_blueprint(_agents_blueprint(service, agents))
     app.register_blueprint(health_blueprint(vitals))
     return app

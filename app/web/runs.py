@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import aclosing, nullcontext
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-import trio
 from quart import Blueprint, Response, request
 
 from app.chat.calls import open_call
-from app.chat.dispatch import DEFAULT_AGENT, ThreadHistory
-from app.chat.feed import follow, follow_run
+from app.chat.dispatch import DEFAULT_AGENT
 from app.chat.ids import known
 from app.chat.run import Ask
 from app.chat.runs import KeyReused
@@ -24,17 +20,15 @@ from app.web.sse import event_stream, wants_event_stream
 from app.wire.messages import OnConflict, OnDisconnect  # noqa: TC001  # msgspec reads the annotations
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Sequence
+    import trio
 
     from app.accounts.identity import Identity
     from app.accounts.service import AccountService
     from app.chat.runs import Accepted, Runs
     from app.store.runs import RunRow
-    from nurseries.events import Event, Streams
+    from app.web.feeds import Feeds
     from nurseries.request import Kernel
     from nurseries.server import Server
-
-    Pages = AsyncGenerator[Sequence[Event], None]
 
 
 class NewRun(Body, frozen=True):
@@ -47,7 +41,7 @@ class NewRun(Body, frozen=True):
 
 
 def runs_blueprint(  # noqa: C901  # one closure a route
-    service: AccountService, kernel: Kernel, runs: Runs, server: Server, streams: Streams
+    service: AccountService, kernel: Kernel, runs: Runs, server: Server, feeds: Feeds
 ) -> Blueprint:
     """Return the routes of the runs; errors are left to `install_problems`."""
     blueprint = Blueprint("runs", __name__)
@@ -61,7 +55,7 @@ def runs_blueprint(  # noqa: C901  # one closure a route
         ask = Ask(
             thread_id=known(thread_id, "thread"),
             content=body.content,
-            agent=body.agent or DEFAULT_AGENT,
+            agent=DEFAULT_AGENT if body.agent is None else body.agent,
             on_conflict=body.on_conflict,
             on_disconnect=body.on_disconnect,
             key=idempotency_key(),
@@ -70,7 +64,7 @@ def runs_blueprint(  # noqa: C901  # one closure a route
         owner = exchange_nursery() if wait and ask.on_disconnect == "cancel" else server.requests
         accepted = await _submit(identity, ask, owner)
         if stream:
-            return event_stream(_run_events(identity, thread_id, accepted))
+            return event_stream(feeds.of_run(identity, thread_id, accepted))
         if wait:
             return json_response(await _outcome(identity, accepted))
         # How it stood when it was accepted: that is the answer which is stored under the key.
@@ -93,13 +87,8 @@ def runs_blueprint(  # noqa: C901  # one closure a route
     @blueprint.get("/v1/threads/<thread_id>/events")
     async def events(thread_id: str) -> Response:
         identity = await require_identity(service)
-        history = ThreadHistory(kernel, identity.user_id)
-        last_seq = await history.last_seq(known(thread_id, "thread"))
-        after = _cursor()
-        # A cursor that the log never reached cannot be honoured: the client goes on from the log's end.
-        cursor = min(after, last_seq)
-        pages = follow(streams, history, identity.user_id, thread_id, cursor)
-        return event_stream(_watched(identity, pages, endless=True))
+        pages = await feeds.of_thread(identity, known(thread_id, "thread"), _cursor())
+        return event_stream(pages)
 
     async def _submit(identity: Identity, ask: Ask, owner: trio.Nursery) -> Accepted:
         async with open_call(kernel, identity.user_id, thread_id=ask.thread_id) as call:
@@ -121,33 +110,6 @@ def runs_blueprint(  # noqa: C901  # one closure a route
         row = await _row(identity, accepted.run_id)
         return {"run_id": row.run_id, "status": row.status, "output": row.output, **_error(row)}
 
-    def _run_events(identity: Identity, thread_id: str, accepted: Accepted) -> Pages:
-        history = ThreadHistory(kernel, identity.user_id)
-        pages = follow_run(streams, history, identity.user_id, thread_id, accepted.after, accepted.run_id)
-        return _watched(identity, pages)
-
-    async def _watched(identity: Identity, pages: Pages, *, endless: bool = False) -> Pages:
-        """Pass the pages on until the identity's session ends, or the server where the stream would not."""
-        deadline = trio.current_time() + identity.expires_in(datetime.now(UTC))
-        scope, ended = trio.CancelScope(), False
-
-        def end(_reason: str = "") -> None:
-            nonlocal ended
-            ended = True
-            scope.cancel()
-
-        until_restart = server.endless(end) if endless else nullcontext()
-        async with service.watching(identity, end), aclosing(pages):
-            with until_restart:
-                while not ended:
-                    page: Sequence[Event] | None = None
-                    # A scope for each page, since no scope can be entered twice.
-                    with trio.CancelScope(deadline=deadline) as scope:
-                        page = await anext(pages, None)
-                    if page is None:
-                        return
-                    yield page
-
     return blueprint
 
 
@@ -159,9 +121,10 @@ def _flag(name: str) -> bool:
 
 
 def _cursor() -> int:
+    name = "Last-Event-ID" if request.headers.get("Last-Event-ID") else "after"
     text = request.headers.get("Last-Event-ID") or request.args.get("after", "0")
     if not (text.isascii() and text.isdigit() and len(text) <= 18):
-        raise InvalidField("after", "must be a whole number")
+        raise InvalidField(name, "must be a whole number")
     return int(text)
 
 

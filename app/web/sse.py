@@ -28,7 +28,8 @@ def event_stream(pages: AsyncGenerator[Sequence[Event], None]) -> Response:
             async for page in pages:
                 yield b"".join(map(_encode, page)) or KEEP_ALIVE
 
-    response = Response(body(), content_type="text/event-stream")
+    # HEAD asks for no body, and an answer without one must not wait for the end of the stream.
+    response = Response(b"" if request.method == "HEAD" else body(), content_type="text/event-stream")
     response.headers["Cache-Control"] = "no-store"
     response.headers["X-Accel-Buffering"] = "no"
     response.timeout = None  # a stream lasts as long as somebody reads it
