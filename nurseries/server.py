@@ -6,7 +6,7 @@
 
 Draining: readiness off and no new work, while everything that is there can still be read, watched and
 cancelled; runs get `drain_seconds`, the rest is cancelled; sockets are closed with 1012, and connections when
-they are answered; then the services end, the last started first. A second signal ends at once.
+they are answered; then the services end, the last started first. A second signal leaves out the waiting.
 A service that fails takes the server down with its own error: half a server is worse than none.
 """
 
@@ -130,7 +130,9 @@ class Server:
         self.requests: trio.Nursery
         self._drain_seconds = drain_seconds
         self._stop = trio.Event()
-        self._work: Work | None = None
+        self._patience = trio.CancelScope()
+        self._hurried = False
+        self._closing = False
         self._endless: set[Callable[[], None]] = set()
 
     def stop(self) -> None:
@@ -146,6 +148,8 @@ class Server:
     def endless(self, end: Callable[[], None]) -> Iterator[None]:
         """Have `end` called when sockets are closed, for an answer over HTTP that has no end of its own."""
         self._endless.add(end)
+        if self._closing:
+            end()
         try:
             yield
         finally:
@@ -169,8 +173,8 @@ class Server:
 
         Raises:
             StartupFailed: the listener cannot listen, or a service cannot start.
+            KeyboardInterrupt: a signal came before the server was ready, or a second one after it was.
         """
-        self._work = work
         async with AsyncExitStack() as stack:
             for service in services:
                 await stack.enter_async_context(_running(service))
@@ -185,16 +189,20 @@ class Server:
             if listening.cancel_scope.cancelled_caught:
                 logger.warning("connections were cut in the middle of an answer")
         self.state = "stopped"
+        if self._hurried:
+            raise KeyboardInterrupt
 
     async def _drain(self, listener: Listener, work: Work) -> None:
         self.state = "draining"
         logger.info("draining", seconds=self._drain_seconds)
-        with trio.move_on_after(self._drain_seconds):
+        self._patience.deadline = trio.current_time() + self._drain_seconds
+        with self._patience:
             await work.wait_idle()
         work.cancel_all("shutdown")
         with trio.move_on_after(2 * CLEANUP_SECONDS):
             await work.wait_idle()
         listener.drain()  # not before: whoever asks for readiness or for a run's end is answered until then
+        self._closing = True
         for end in tuple(self._endless):
             end()
         self.sessions.close_all(1012, "the server is restarting")
@@ -202,14 +210,18 @@ class Server:
             await self.sessions.wait_none()
 
     async def stop_on_signals(self, *, task_status: trio.TaskStatus[None]) -> None:
-        """Drain at the first SIGTERM or SIGINT, end at once at the second. The outermost service."""
+        """Drain at the first SIGTERM or SIGINT, and without patience after the second. The outermost service.
+
+        Before the server is ready, and after the second signal, one more ends everything where it stands.
+        """
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             task_status.started()
             async for _ in signals:
+                if self.state == "starting" or self._hurried:
+                    raise KeyboardInterrupt  # what Ctrl-C means everywhere else
                 if self._stop.is_set():
-                    if self._work is not None:
-                        self._work.cancel_all("shutdown")  # which gives the reason that the log will have
-                    raise KeyboardInterrupt  # what a second Ctrl-C means everywhere else
+                    self._hurried = True
+                    self._patience.cancel()
                 self.stop()
 
 

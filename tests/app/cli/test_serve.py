@@ -156,7 +156,11 @@ async def test_unreachable_database():
     ("arguments", "variables", "expected"),
     [
         (["--port", "99999"], {}, "port = 99999, from the flag --port: must be <= 65535"),
-        ([], {"NURSERIES_POOL_SIZE": "many"}, "pool.size = 'many', from the variable NURSERIES_POOL_SIZE: must be"),
+        (
+            [],
+            {"NURSERIES_POOL_SIZE": "many"},
+            "pool.size = 'many', from the variable NURSERIES_POOL_SIZE: must be",
+        ),
         (["--config", "wrong.toml"], {}, "drain_seconds = -1, from the file wrong.toml: must be >= 0"),
         ([], {"NURSERIES_CONFIG": "unknown.toml"}, "there is no setting prt; did you mean port?"),
         (["--agents", "no_such_module"], {}, "agents module no_such_module cannot be imported"),
