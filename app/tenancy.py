@@ -49,15 +49,15 @@ class Tenancy:
     async def _take(self, *, first: bool) -> Connection:
         deadline = trio.current_time() + TAKE_SECONDS
         while True:
-            failure = "another server is using this database; stop it first"
             try:
                 if (connection := await self._try()) is not None:
                     return connection
+                failure = "another server is using this database; stop it first"
             except Unavailable as error:
                 failure = f"the database cannot be used: {error}"
-                if not first:  # the patience is with another server, and begins when the database is back
-                    deadline = trio.current_time() + TAKE_SECONDS
-            if trio.current_time() >= deadline:
+                if not first:  # our patience is with another server, and begins when the database is back
+                    deadline = trio.current_time() + RETRY_SECONDS + TAKE_SECONDS
+            if trio.current_time() > deadline:
                 raise StartupFailed(failure)
             await trio.sleep(RETRY_SECONDS)
 
