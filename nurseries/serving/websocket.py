@@ -120,7 +120,7 @@ class WebSocket:
         while True:
             event = next(self._events, None)  # frames that came in one read are handed out one by one
             if event is None:
-                if self._protocol.state is not State.OPEN:
+                if self._closed is not None or self._protocol.state is not State.OPEN:
                     await self._end()
                     raise self._why()
                 await self._read()

@@ -72,6 +72,10 @@ class Wire(abc.ABC):
         Raises:
             WireBroken: the connection was reset, or is closed on this side.
         """
+        if self.broken:
+            # Trio would wait for the descriptor -1 like for any other, and once for all closed sockets.
+            await trio.lowlevel.checkpoint()
+            raise WireBroken
         try:
             return await self._receive()
         except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
@@ -132,7 +136,7 @@ class SocketWire(Wire):
         sent = 0
         with trio.move_on_after(self._write_seconds) as scope:
             while sent < len(piece):
-                await trio.lowlevel.wait_writable(self._descriptor())
+                await trio.lowlevel.wait_writable(self._socket)
                 try:
                     sent += self._socket.send(piece[sent:])
                 except BlockingIOError:
@@ -143,19 +147,11 @@ class SocketWire(Wire):
 
     async def _receive(self) -> bytes:
         while True:
-            await trio.lowlevel.wait_readable(self._descriptor())
+            await trio.lowlevel.wait_readable(self._socket)
             try:
                 return self._socket.recv(READ_BYTES)
             except BlockingIOError:  # woken for nothing
                 continue
-
-    def _descriptor(self) -> int:
-        # Trio would wait for -1 like for any other, and every later waiter of a closed socket would be told
-        # that somebody else is reading it.
-        descriptor = self._socket.fileno()
-        if descriptor < 0:
-            raise trio.ClosedResourceError
-        return descriptor
 
     async def _send_eof(self) -> None:
         await trio.lowlevel.checkpoint()
