@@ -103,11 +103,13 @@ class Handshake:
 
         Raises:
             SocketClosed: the peer is gone already.
+            ValueError: that subprotocol was not offered.
+            RuntimeError: the handshake was answered before.
         """
+        if subprotocol is not None and subprotocol not in self.subprotocols:
+            raise ValueError(f"not offered: {subprotocol!r}")
         self._answer()
         if subprotocol is not None:
-            if subprotocol not in self.subprotocols:
-                raise ValueError(f"not offered: {subprotocol!r}")
             self._response.headers["Sec-WebSocket-Protocol"] = subprotocol
         try:
             await self._wire.send(self._response.serialize())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import socket
@@ -95,12 +96,15 @@ class Listener:
         Raises:
             OSError: the address cannot be bound.
         """
-        async with trio.open_nursery() as connections:
-            with listening(*self._bind) as sockets, self._accepting:
-                async with trio.open_nursery() as accepting:
-                    for sock in sockets:
-                        accepting.start_soon(self._accept, sock, connections)
-                    task_status.started([url_of(sock, secure=self._tls is not None) for sock in sockets])
+        with contextlib.ExitStack() as port:
+            sockets = port.enter_context(listening(*self._bind))
+            async with trio.open_nursery() as connections:
+                with self._accepting:
+                    async with trio.open_nursery() as accepting:
+                        for sock in sockets:
+                            accepting.start_soon(self._accept, sock, connections)
+                        task_status.started([url_of(sock, secure=self._tls is not None) for sock in sockets])
+                port.close()
 
     def drain(self) -> None:
         """Stop accepting, close idle connections, end the others after what they are answering.

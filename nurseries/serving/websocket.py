@@ -289,12 +289,14 @@ class WebSocket:
         try:
             with trio.move_on_after(self._limits.close_seconds):
                 await self._send_close(code, reason)
-                while self._protocol.state is State.CLOSING and self._protocol.close_rcvd is None:
+                protocol = self._protocol
+                while protocol.close_rcvd is None and not protocol.eof_sent:
                     data = await self._wire.receive()
                     if not data:
                         break
-                    self._protocol.receive_data(data)
-                    self._protocol.events_received()
+                    protocol.receive_data(data)
+                    protocol.events_received()
+                await self._wire.finish(self._limits.close_seconds)
         except WireBroken:
             self._mark_closed(ABNORMAL)
         finally:

@@ -73,8 +73,7 @@ HOSTILE = {
     ),
     # upgrades that are none
     "upgrade_without_key": (
-        b"GET /ws HTTP/1.1\r\nHost: t\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
-        b"Sec-WebSocket-Version: 13\r\n\r\n",
+        UPGRADE.partition(b"Sec-WebSocket-Key")[0] + b"\r\n",
         400,
     ),
     "upgrade_key_junk": (UPGRADE.replace(b"MDEy", b"!!!!") + b"\r\n", 400),

@@ -206,10 +206,19 @@ async def test_reset_in_the_middle_of_a_send():
 
 async def test_peer_that_never_reads_is_dropped():
     """Who takes nothing for the write deadline is dropped."""
-    async with serving(ServingLimits(write_seconds=0.2, close_seconds=0.2)) as house:
+    limits = ServingLimits(write_seconds=0.2, close_seconds=0.2)
+    async with serving(limits) as house, house.websocket() as peer:
+        await peer.send(frame(b"flood me"))
+        await house.wait_alone()
+
+
+async def test_reset_while_it_is_read():
+    """A peer that resets an idle socket ends its handler."""
+    async with serving() as house:
         async with house.websocket() as peer:
-            await peer.send(frame(b"flood me"))
-            await house.wait_alone()
+            assert await peer.echo(b"hello") == b"hello"
+            await peer.reset()
+        await house.wait_alone()
 
 
 async def test_hanging_handshake():
