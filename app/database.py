@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 DATABASE: Final = "nurseries"
 """The name of the database in an embedded PostgreSQL."""
 
+SPARE_CONNECTIONS: Final = 30
+"""What an embedded PostgreSQL takes besides the requests: services, administrators, and its own reserve."""
+
 
 @attrs.frozen(eq=False)
 class Store:
@@ -44,7 +47,9 @@ async def open_store(settings: Settings) -> AsyncIterator[Store]:
     if url:
         yield await prepare_store(url)
         return
-    async with open_embedded(settings.data_dir / "postgres") as postgres:
+    connections = settings.pool.size + settings.pool.overflow + SPARE_CONNECTIONS
+    options = {"max_connections": str(max(100, connections))}
+    async with open_embedded(settings.data_dir / "postgres", settings=options) as postgres:
         async with open_owner(postgres.conninfo()) as owner:
             found = await owner.fetch("SELECT 1 FROM pg_database WHERE datname = $1", DATABASE)
             if not found:

@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 
 import httpx
+import psycopg
 import pytest
 
+from nurseries.postgres.embedded import running_conninfo
 from tests.fixtures.house import PASSWORD, signed_up
 from tests.fixtures.process import postgres_of, run, served
 
@@ -180,3 +182,12 @@ async def test_unreadable_command_line():
     assert (done.returncode, done.stdout) == (2, b"")
     assert b"--port" in done.stderr
     assert b"abc" in done.stderr
+
+
+async def test_large_pool(data_dir, tmp_path):
+    """The embedded database takes as many connections as the pool may have."""
+    variables = {"NURSERIES_POOL_SIZE": "150"}
+    async with served(tmp_path / "log", "--data-dir", str(data_dir), variables=variables):
+        with psycopg.connect(running_conninfo(data_dir / "postgres")) as connection:
+            [(most,)] = connection.execute("SHOW max_connections").fetchall()
+    assert int(most) >= 150 + 30
