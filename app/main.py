@@ -27,7 +27,7 @@ from app.janitor import Janitor
 from app.tenancy import Tenancy
 from app.web.application import make_application
 from app.web.health import Vitals
-from app.web.socket import SocketEndpoint
+from app.web.socket import SocketBounds, SocketEndpoint
 from nurseries.budgets import Budget, BudgetLimits
 from nurseries.events import Streams
 from nurseries.isolation import Isolation
@@ -160,7 +160,11 @@ async def _serve(
         isolation,
         settings.serving,
         origins=settings.origins,
-        sockets_per_user=settings.sockets_per_user,
+        bounds=SocketBounds(
+            sockets_per_user=settings.sockets_per_user,
+            outbox_events=settings.outbox_events,
+            outbox_bytes=settings.outbox_bytes,
+        ),
     )
     vitals = Vitals(
         service=accounts,

@@ -15,6 +15,7 @@ from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict
 
 from app.accounts.settings import AccountSettings
+from nurseries.events import OUTBOX_BYTES, OUTBOX_EVENTS
 from nurseries.serving import ServingLimits
 from nurseries.serving.peers import TrustedProxies
 
@@ -104,6 +105,8 @@ class Settings:
         origins: origins that may open sockets from a browser, besides the server's own.
         trusted_proxies: addresses and networks of the proxies whose `X-Forwarded-*` headers are believed.
         sockets_per_user: sockets that one user may have open at once.
+        outbox_events: events that may wait for one socket; one more closes it with 1013.
+        outbox_bytes: bytes that may wait for one socket; more closes it with 1013.
         load_agent: whether the `load` agent, for measuring, is there.
         drain_seconds: how long runs may go on after SIGTERM.
         janitor_seconds: between two rounds of cleaning up.
@@ -121,6 +124,8 @@ class Settings:
     origins: tuple[str, ...] = attrs.field(default=(), validator=_origins)
     trusted_proxies: tuple[str, ...] = attrs.field(default=(), validator=_proxies)
     sockets_per_user: int = attrs.field(default=10, validator=_positive)
+    outbox_events: int = attrs.field(default=OUTBOX_EVENTS, validator=_positive)
+    outbox_bytes: int = attrs.field(default=OUTBOX_BYTES, validator=_positive)
     load_agent: bool = False
     drain_seconds: float = attrs.field(default=20.0, validator=_not_negative)
     janitor_seconds: float = attrs.field(default=300.0, validator=_positive)

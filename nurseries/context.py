@@ -96,11 +96,15 @@ class UserContext:
     thread_id: str = attrs.field(validator=_identifier)
     run_id: str = attrs.field(validator=_identifier)
     request_id: str = attrs.field(factory=lambda: str(uuid4()), validator=_identifier)
-    parent_request_id: str | None = attrs.field(default=None, validator=attrs.validators.optional(_identifier))
+    parent_request_id: str | None = attrs.field(
+        default=None, validator=attrs.validators.optional(_identifier)
+    )
     operation_depth: int = attrs.field(default=0, validator=_depth)
     agent_context: Mapping[str, Any] = attrs.field(default=EMPTY, converter=_freeze)  # type: ignore[misc]  # mypy does not know Converter objects
     audit_metadata: Mapping[str, Any] = attrs.field(default=EMPTY, converter=_freeze)  # type: ignore[misc]  # mypy does not know Converter objects
-    websocket_client_id: str | None = attrs.field(default=None, validator=attrs.validators.optional(_identifier))
+    websocket_client_id: str | None = attrs.field(
+        default=None, validator=attrs.validators.optional(_identifier)
+    )
     created_at: datetime = attrs.field(factory=lambda: datetime.now(UTC), validator=_aware)
 
     def child(self, operation: str) -> UserContext:
@@ -111,7 +115,9 @@ class UserContext:
             DepthExceeded: this context is already at `MAX_DEPTH`.
         """
         if not _OPERATION.fullmatch(operation) or len(operation) > MAX_OPERATION_LENGTH:
-            raise InvalidContext("operation", f"must be a name of at most {MAX_OPERATION_LENGTH} letters, digits, . _ -")
+            raise InvalidContext(
+                "operation", f"must be a name of at most {MAX_OPERATION_LENGTH} letters, digits, . _ -"
+            )
         if self.operation_depth >= MAX_DEPTH:
             raise DepthExceeded(f"operations are nested deeper than {MAX_DEPTH}")
         return attrs.evolve(

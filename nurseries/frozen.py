@@ -84,7 +84,9 @@ class _Freezer:
         if depth >= MAX_DEPTH:
             raise InvalidContext(path, f"nested deeper than {MAX_DEPTH}")
         if isinstance(value, Mapping):
-            return FrozenMapping({self._key(k, path): self.freeze(v, f"{path}.{k}", depth + 1) for k, v in value.items()})
+            return FrozenMapping(
+                {self._key(k, path): self.freeze(v, f"{path}.{k}", depth + 1) for k, v in value.items()}
+            )
         if isinstance(value, list | tuple):
             return tuple(self.freeze(item, f"{path}[{i}]", depth + 1) for i, item in enumerate(value))
         if isinstance(value, set | frozenset):

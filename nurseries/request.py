@@ -14,7 +14,7 @@ import attrs
 import structlog
 import trio
 
-from nurseries.errors import NurseriesError
+from nurseries.errors import CallerError, NurseriesError, Unavailable
 from nurseries.events import Emitter
 from nurseries.groups import alone
 from nurseries.postgres.scoped import ScopedDatabase
@@ -121,13 +121,20 @@ async def run_request(
     except BaseException as error:  # the barrier: see above
         cancelled, rest = _split(error)
         if rest is not None:
-            logger.exception(
-                "request failed", run_id=context.run_id, request_id=context.request_id, exc_info=rest
-            )
+            _log(context, rest)
         if cancelled is not None:
             raise cancelled from None
         assert rest is not None
         return describe(rest)
+
+
+def _log(context: UserContext, error: BaseException) -> None:
+    """Log a failure once: what the caller did needs no traceback, and its words are the caller's own."""
+    fields = {"run_id": context.run_id, "request_id": context.request_id}
+    if isinstance(error, (CallerError, Unavailable)):
+        logger.info("request refused", code=error.code, **fields)
+    else:
+        logger.error("request failed", exc_info=error, **fields)
 
 
 def _split(error: BaseException) -> tuple[BaseException | None, BaseException | None]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
+import attrs
+
 from app.accounts.identity import Identity  # noqa: TC001  # attrs resolves it for those who inspect the class
 from app.errors import Forbidden, NotFound, Unauthenticated
 from app.web.authentication import bearer_of, has_secret_parameter
@@ -35,6 +37,15 @@ class BadSubprotocol(CallerError):
     code = "bad_subprotocol"
 
 
+@attrs.frozen(kw_only=True)
+class SocketBounds:
+    """What one user may hold: sockets at once, and what waits for each of them."""
+
+    sockets_per_user: int
+    outbox_events: int
+    outbox_bytes: int
+
+
 class SocketEndpoint:
     """Answers every WebSocket handshake of the server."""
 
@@ -48,7 +59,7 @@ class SocketEndpoint:
         limits: ServingLimits,
         *,
         origins: tuple[str, ...],
-        sockets_per_user: int,
+        bounds: SocketBounds,
     ) -> None:
         self._service = service
         self._server = server
@@ -57,7 +68,7 @@ class SocketEndpoint:
         self._isolation = isolation
         self._limits = limits
         self._origins = origins
-        self._sockets_per_user = sockets_per_user
+        self._bounds = bounds
 
     async def __call__(self, handshake: Handshake) -> None:
         """Serve one socket from its handshake to its end."""
@@ -69,7 +80,7 @@ class SocketEndpoint:
             )
             self._server.refuse_when_draining()
             # 2. Is there a place? It is held until the socket ends.
-            with self._server.sessions.place(identity.user_id, self._sockets_per_user):
+            with self._server.sessions.place(identity.user_id, self._bounds.sockets_per_user):
                 await self._serve(handshake, identity)
         except NurseriesError as error:
             if handshake.answered:
@@ -96,7 +107,10 @@ class SocketEndpoint:
 
         # 3. From here on the session's end and all events of the user are heard, so none falls between.
         async with self._service.watching(identity, revoked):
-            with self._streams.listen(identity.user_id) as outbox:
+            bounds = self._bounds
+            with self._streams.listen(
+                identity.user_id, events=bounds.outbox_events, size=bounds.outbox_bytes
+            ) as outbox:
                 session_id = new_id()
                 self._greet(outbox, identity, session_id)
                 socket = await handshake.accept(SUBPROTOCOL)
