@@ -155,6 +155,18 @@ async def test_a_cancelled_wait_leaves_no_trace(user):
         assert budget.statistics().in_use == 2
 
 
+async def test_a_wait_that_was_cancelled_halfway_gives_back_the_users_own_place():
+    """Who had passed their own limit and waited for the common one does not count against themselves."""
+    budget = Budget(BudgetLimits(total=2, per_user=2))
+    async with budget.lease("a"):
+        async with budget.lease("b"), trio.open_nursery() as nursery:
+            nursery.start_soon(budget.acquire, "a")
+            await wait_all_tasks_blocked()
+            assert budget.is_contended
+            nursery.cancel_scope.cancel()
+        budget.release(budget.acquire_nowait("a"))
+
+
 async def test_users_who_are_gone_are_forgotten(budget):
     """The memory of a budget does not grow with the number of users it has ever seen."""
     for n in range(1000):
