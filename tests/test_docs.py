@@ -1,0 +1,42 @@
+"""What the documentation shows is true: links lead somewhere, listings run."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_to_files(page):
+    """Every relative link of a page, without its fragment."""
+    for link in re.findall(r"\]\(([^)#\s]+)", page.read_text()):
+        if "://" not in link:
+            assert (page.parent / link).exists(), link
+
+
+def test_paths_in_the_readme_exist():
+    """The table of promises names files that are there."""
+    for path in re.findall(r"`((?:tests|docs|app|nurseries)/[\w/.]+)`", (ROOT / "README.md").read_text()):
+        assert (ROOT / path).exists(), path
+
+
+def test_the_kernel_alone_runs(database):
+    """The program of docs/request.md: one request succeeds, the other fails, neither hears of the other."""
+    listing = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "request.md").read_text(), re.DOTALL)[1]
+    program = subprocess.run(
+        [sys.executable, "-c", listing],
+        env={**os.environ, "NURSERIES_EXAMPLE_CONNINFO": database.request},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    lines = sorted(program.stdout.splitlines()[-2:] if len(program.stdout.splitlines()) == 2 else program.stdout.splitlines())
+    assert "alice alice ['greeted']" in lines
+    assert any(line.startswith("bob Failure(code='internal'") and line.endswith("[]") for line in lines)
