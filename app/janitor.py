@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 import trio
 
+from app.store.runs import remove_old_keys
 from nurseries.errors import NurseriesError
 
 if TYPE_CHECKING:
@@ -17,14 +18,22 @@ if TYPE_CHECKING:
 ORPHAN_SECONDS: Final = 120.0
 """The age from which a run that no task runs is one that was lost: none takes this long to be started."""
 
+KEY_SECONDS: Final = 24 * 3600.0
+"""How long a repeat is recognised: clients retry within minutes, and nights happen."""
+
+KEYS_AT_ONCE: Final = 1000
+
 logger = structlog.get_logger(__name__)
 
 
 class Janitor:
     """Ends what a lost server left running, and removes what has expired."""
 
-    def __init__(self, accounts: AccountService, runs: Runs, log: Database, seconds: float) -> None:
+    def __init__(
+        self, accounts: AccountService, accounts_database: Database, runs: Runs, log: Database, seconds: float
+    ) -> None:
         self._accounts = accounts
+        self._accounts_database = accounts_database
         self._runs = runs
         self._log = log
         self._seconds = seconds
@@ -45,6 +54,8 @@ class Janitor:
     async def clean(self) -> None:
         """Go round once."""
         while await self._accounts.remove_expired():
+            pass
+        while await remove_old_keys(self._accounts_database, KEY_SECONDS, KEYS_AT_ONCE) >= KEYS_AT_ONCE:
             pass
         orphans = await self._runs.recover(self._log, min_age_seconds=ORPHAN_SECONDS)
         if orphans:

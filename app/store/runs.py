@@ -10,7 +10,7 @@ import attrs
 from nurseries.postgres.scoped import Statement
 
 if TYPE_CHECKING:
-    from nurseries.postgres.scoped import ScopedDatabase
+    from nurseries.postgres.scoped import Database, ScopedDatabase
 
 
 @attrs.frozen
@@ -107,3 +107,14 @@ async def get(database: ScopedDatabase, run_id: str) -> RunRow | None:
 async def remove_messages(database: ScopedDatabase, run_id: str) -> None:
     """Remove what was said in a run, on both sides."""
     await database.fetch("DELETE FROM messages WHERE run_id = $1::uuid", run_id)
+
+
+async def remove_old_keys(database: Database, age_seconds: float, limit: int) -> int:
+    """Remove up to `limit` idempotency keys older than so many seconds, of all users; the account service may."""
+    return await database.execute(
+        "DELETE FROM idempotency_keys WHERE (user_id, key) IN"
+        " (SELECT user_id, key FROM idempotency_keys"
+        " WHERE created_at < now() - make_interval(secs => $1) ORDER BY created_at LIMIT $2::int)",
+        age_seconds,
+        limit,
+    )
