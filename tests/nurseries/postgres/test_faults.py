@@ -290,7 +290,7 @@ async def test_a_deadlock_is_resolved_by_running_the_loser_again(ann, pool, note
     async with trio.open_nursery() as nursery:
         nursery.start_soon(ann.retrying, partial(transfer, "a", "b"))
         nursery.start_soon(ann.retrying, partial(transfer, "b", "a"))
-    assert len(arrived) == 3
+    assert len(arrived) >= 3  # one of them ran again
     assert notes.outside("SELECT value FROM counters") == [(2,), (2,)]
 
 
