@@ -14,6 +14,7 @@ from app.store import events as event_store
 from app.wire.codec import BadFrame, BadJSON, decode_frame, encode_frame
 from app.wire.messages import Accepted, Cancel, ErrorFrame, Ping, Pong, Subscribe, Subscribed, UserMessage
 from nurseries.errors import Unavailable
+from nurseries.serving import SocketClosed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,6 +59,8 @@ class Dispatch:
                     await self._cancel(session, frame)
                 case Ping():
                     await session.answer(PONG)
+        except SocketClosed:
+            raise  # the peer is gone: that is the session's business, and no fault
         except Exception as error:
             await session.answer(_error_frame(error, reference))
 

@@ -193,14 +193,17 @@ async def play(plan: Plan, seats: list[Seat], greedy: list[Seat], console: Conso
     started = trio.current_time()
     async with trio.open_nursery() as background:
         background.start_soon(_show, tally, Meter(console, "playing", plan.users * plan.turns))
-        for seat in greedy:
-            for thread_id in seat.cursors:
-                background.start_soon(seat.play, thread_id, sys.maxsize, 0.0)
-        async with trio.open_nursery() as players:
-            for seat in seats:
+        async with trio.open_nursery() as others:
+            for seat in greedy:
                 for thread_id in seat.cursors:
-                    players.start_soon(seat.play, thread_id, plan.turns, plan.pause)
-        seconds = trio.current_time() - started
+                    others.start_soon(seat.play, thread_id, sys.maxsize, 0.0)
+            async with trio.open_nursery() as players:
+                for seat in seats:
+                    for thread_id in seat.cursors:
+                        players.start_soon(seat.play, thread_id, plan.turns, plan.pause)
+            seconds = trio.current_time() - started
+            for seat in greedy:
+                seat.stop()
         background.cancel_scope.cancel()
     return tally, seconds
 

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 FIRST_DELAY: Final = 0.25
 LONGEST_DELAY: Final = 15.0
+NOTICED_SECONDS: Final = 3.0
+"""A wait that is worth a word, after the first one."""
+
 HEARTBEAT_SECONDS: Final = 15.0
 """How often we ask whether the server is there, until it has said how often it asks us."""
 
@@ -240,5 +243,6 @@ class Link:
             wait = max(wait, ended.retry_after)
         if now + wait - self._down_since > self._patience:
             raise ended
-        self._listener.on_status(f"{ended}; trying again in {wait:.1f} s")
+        if self._backoff.attempts == 1 or wait >= NOTICED_SECONDS:
+            self._listener.on_status(f"{ended}; trying again in {wait:.1f} s")
         await trio.sleep(wait)

@@ -137,6 +137,7 @@ class Seat:
         self._ended: set[str] = set()
         self._pace: Pace | None = None
         self._closed: Closed | None = None
+        self._stopping = False
         self.user_id = user_id
         self.cursors = {thread_id: Cursor(seq) for thread_id, seq in threads.items()}
         self.tally = tally
@@ -147,10 +148,14 @@ class Seat:
             await trio.sleep(random.uniform(0, pause))  # noqa: S311  people do not start in the same instant
         for _ in range(turns):
             await self.turn(thread_id)
-            if self._closed is not None:
-                return  # it is counted as an error, and the turns that are missing show how early it was
+            if self._stopping or self._closed is not None:
+                return  # what was closed is counted as an error, and the missing turns show how early it was
             if pause:
                 await trio.sleep(pause)
+
+    def stop(self) -> None:
+        """Play no more turns than those that are being played."""
+        self._stopping = True
 
     async def turn(self, thread_id: str) -> None:
         """Play one turn and count what came of it."""
