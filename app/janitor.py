@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Final
 import structlog
 import trio
 
+from app.chat.recovery import interrupt_lost_runs
 from app.store.runs import remove_old_keys
 from nurseries.errors import NurseriesError
 
 if TYPE_CHECKING:
     from app.accounts.service import AccountService
+    from app.chat.journal import Journal
     from app.chat.runs import Runs
     from nurseries.postgres.scoped import Database
 
@@ -29,18 +31,26 @@ logger = structlog.get_logger(__name__)
 class Janitor:
     """Ends what a lost server left running, and removes what has expired."""
 
-    def __init__(
-        self, accounts: AccountService, accounts_database: Database, runs: Runs, log: Database, seconds: float
+    def __init__(  # noqa: PLR0913  # everything that it looks after
+        self,
+        *,
+        accounts: AccountService,
+        accounts_database: Database,
+        runs: Runs,
+        journal: Journal,
+        journal_database: Database,
+        seconds: float,
     ) -> None:
         self._accounts = accounts
         self._accounts_database = accounts_database
         self._runs = runs
-        self._log = log
+        self._journal = journal
+        self._log = journal_database
         self._seconds = seconds
 
     async def recover_then_run(self, *, task_status: trio.TaskStatus[None]) -> None:
         """End the runs of a server that was lost before anybody is served; then clean up until cancelled."""
-        count = await self._runs.recover(self._log)
+        count = await interrupt_lost_runs(self._runs, self._journal, self._log)
         if count:
             logger.warning("ended runs that a lost server left", count=count)
         task_status.started()
@@ -57,6 +67,8 @@ class Janitor:
             pass
         while await remove_old_keys(self._accounts_database, KEY_SECONDS, KEYS_AT_ONCE) >= KEYS_AT_ONCE:
             pass
-        orphans = await self._runs.recover(self._log, min_age_seconds=ORPHAN_SECONDS)
+        orphans = await interrupt_lost_runs(
+            self._runs, self._journal, self._log, min_age_seconds=ORPHAN_SECONDS
+        )
         if orphans:
             logger.error("ended runs that no task was running", count=orphans)

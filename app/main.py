@@ -186,7 +186,14 @@ async def _serve(
     )
     vitals.listener = listener
     tenancy = Tenancy(store.access.journal)
-    janitor = Janitor(accounts, pools.accounts, runs, pools.log, settings.janitor_seconds)
+    janitor = Janitor(
+        accounts=accounts,
+        accounts_database=pools.accounts,
+        runs=runs,
+        journal=journal,
+        journal_database=pools.log,
+        seconds=settings.janitor_seconds,
+    )
     services: list[Service] = [server.stop_on_signals]
     if store.supervise is not None:
         services.append(store.supervise)

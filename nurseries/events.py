@@ -180,17 +180,12 @@ class Outbox:
         Raises:
             trio.EndOfChannel: the outbox overflowed and is empty now.
         """
-        items = [await self._receive.receive()]
-        try:
-            while True:
-                items.append(self._receive.receive_nowait())
-        except (trio.WouldBlock, trio.EndOfChannel):
-            self._bytes = 0
-        return items
+        first = await self._receive.receive()
+        return [first, *self.take_nowait()]
 
     def take_nowait(self) -> list[Event | bytes]:
         """Return all that waits, perhaps nothing."""
-        items = []
+        items: list[Event | bytes] = []
         try:
             while True:
                 items.append(self._receive.receive_nowait())

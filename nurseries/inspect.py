@@ -32,7 +32,11 @@ def nursery_tree(sessions: Iterable[Session], requests: Iterable[UserContext]) -
         "tasks": counter.count,
         "truncated": counter.count >= MAX_TASKS,
         "sessions": [
-            {"connection_id": session.id, "user_id": session.user_id, "age": round(now - session.opened_at, 3)}
+            {
+                "connection_id": session.id,
+                "user_id": session.user_id,
+                "age": round(now - session.opened_at, 3),
+            }
             for session in sessions
         ],
         "requests": [

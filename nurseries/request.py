@@ -14,7 +14,7 @@ import attrs
 import structlog
 import trio
 
-from nurseries.errors import CallerError, NurseriesError, Unavailable
+from nurseries.errors import CallerError, DatabaseUnavailable, NurseriesError, Unavailable
 from nurseries.events import Emitter
 from nurseries.groups import alone
 from nurseries.postgres.scoped import ScopedDatabase
@@ -118,7 +118,7 @@ async def run_request(
     try:
         async with open_request(kernel, context) as request:
             return await engine(request)
-    except BaseException as error:  # the barrier: see above
+    except BaseException as error:  # noqa: BLE001  # the barrier: see above
         cancelled, rest = _split(error)
         if rest is not None:
             _log(context, rest)
@@ -147,9 +147,15 @@ def _split(error: BaseException) -> tuple[BaseException | None, BaseException | 
 
 
 def describe(error: BaseException) -> Failure:
-    """Say what a user may know: our own errors speak for themselves, of others only the fact."""
+    """Say what a user may know: our own errors speak for themselves, of others only the fact.
+
+    An error without a code of its own, and what a database says that cannot be reached, name what is ours
+    alone: tables, hosts, roles.
+    """
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
-    if isinstance(error, NurseriesError):
+    if isinstance(error, DatabaseUnavailable):
+        return Failure(error.code, "The database cannot be reached just now.")
+    if isinstance(error, NurseriesError) and error.code != NurseriesError.code:
         return Failure(error.code, str(error))
     return Failure("internal", "The request failed for a reason of ours; it has been logged.")

@@ -17,8 +17,12 @@ import pytest
 import trio
 from psycopg.conninfo import make_conninfo
 
+from app.logs import configure_logging
 from app.store.owner import open_owner
 from app.store.roles import StoreAccess, ensure_login_roles, login_role
+
+
+configure_logging("debug")  # as the server logs: structlog's own default renders tracebacks for a second each
 
 
 @attrs.frozen

@@ -61,7 +61,7 @@ class Dispatch:
                     await session.answer(PONG)
         except SocketClosed:
             raise  # the peer is gone: that is the session's business, and no fault
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  # one frame's crash barrier; faults are logged below
             await session.answer(_error_frame(error, reference))
 
     async def _user_message(self, session: Session, frame: UserMessage) -> None:

@@ -50,7 +50,7 @@ async def follow(
                 continue  # it overflowed: what was lost is in the log
 
 
-async def follow_run(
+async def follow_run(  # noqa: PLR0913  # who, where, from when, and which
     streams: Streams, history: History, user_id: str, thread_id: str, after: int, run_id: str
 ) -> AsyncGenerator[Sequence[Event], None]:
     """Yield the events of one run and end with it."""
@@ -61,4 +61,3 @@ async def follow_run(
                 yield mine
             if any(event.type in ENDS for event in mine):
                 return
-

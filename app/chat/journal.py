@@ -187,7 +187,7 @@ class Journal:
     async def _commit(self, batch: Batch) -> None:
         try:
             await self._write(list(batch.events), batch.events, batch.messages, batch.changes)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  # whatever it is, only the threads it is about may suffer
             logger.warning("a batch was refused; writing its threads one by one", error=repr(error))
             for log, events in batch.events.items():
                 await self._commit_alone(log, events, batch)
@@ -247,4 +247,3 @@ class Journal:
 def _chunk(log: ThreadLog, events: list[Event]) -> store.Chunk:
     lines = b"\n".join([event.data for event in events]).decode()
     return store.Chunk(log.thread_id, events[0].seq, events[-1].seq, log.user_id, lines)
-

@@ -1,4 +1,4 @@
-"""Accepting, running, cancelling and recovering runs.
+"""Accepting, running and cancelling runs.
 
 A run is one task from the moment its message is durable until its last event is in the log, in the nursery
 of its one owner: the server, or the socket that asked for it.
@@ -9,8 +9,7 @@ from __future__ import annotations
 import hashlib
 from contextlib import suppress
 from functools import partial
-from itertools import groupby
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import attrs
 import structlog
@@ -27,22 +26,19 @@ from app.store import threads as thread_store
 from app.wire.codec import encode_json
 from nurseries.cleanup import cleanup_scope
 from nurseries.errors import Conflict, DatabaseUnavailable, OutcomeUnknown
-from nurseries.events import Origin
 from nurseries.postgres.failures import QueryFailed
 from nurseries.request import describe, run_request
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator
 
     from app.chat.journal import Journal
     from app.chat.threads import ThreadRuns
     from app.engine.agent import Answer
     from app.engine.engine import Catalog
-    from nurseries.postgres.scoped import Database
+    from nurseries.events import Origin
     from nurseries.request import Failure, Kernel, Request
 
-INTERRUPTED: Final = "the server was lost while it ran"
-RECONCILE_AGE_SECONDS: Final = 120.0
 MAX_KEY_LENGTH: Final = 255
 FOREIGN_KEY_VIOLATION: Final = "23503"
 logger = structlog.get_logger(__name__)
@@ -92,13 +88,16 @@ class Runs:
         self._journal = journal
         self._catalog = catalog
         self._bounds = bounds
-        self._threads = Threads(journal)
+        self.threads = Threads(journal)
         self._runs: dict[str, Run] = {}
         self._idle = trio.Event()
         self._idle.set()
 
     def __len__(self) -> int:
         return len(self._runs)
+
+    def __contains__(self, run_id: str) -> bool:
+        return run_id in self._runs
 
     # -- accepting ---------------------------------------------------------------------------------
 
@@ -112,7 +111,7 @@ class Runs:
         """
         self._check(ask)
         user_id = request.context.user_id
-        with self._threads.entered(user_id, ask.thread_id) as thread:
+        with self.threads.entered(user_id, ask.thread_id) as thread:
             # One acceptance at a time in a thread, so that messages and runs have the same order.
             async with thread.accepting:
                 try:
@@ -142,9 +141,7 @@ class Runs:
         if len(thread.queue) >= self._bounds.queued_per_thread:
             raise RateLimited(f"{self._bounds.queued_per_thread} runs wait in this thread already")
 
-    async def _accept(
-        self, request: Request, thread: ThreadRuns, run: Run, owner: trio.Nursery
-    ) -> Accepted:
+    async def _accept(self, request: Request, thread: ThreadRuns, run: Run, owner: trio.Nursery) -> Accepted:
         ask = run.ask
         row = store.NewRun(
             run_id=run.run_id,
@@ -214,7 +211,7 @@ class Runs:
             run.replaces = active.run_id if discard else None
         self._runs[run.run_id] = run
         self._idle = trio.Event() if self._idle.is_set() else self._idle
-        self._threads.keep(user_id, thread_id)
+        self.threads.keep(user_id, thread_id)
         owner.start_soon(self._execute, thread, run, name=f"run {run.run_id}")
 
     # -- running -----------------------------------------------------------------------------------
@@ -265,7 +262,7 @@ class Runs:
     def _forget(self, thread: ThreadRuns, run: Run) -> None:
         thread.remove(run)
         del self._runs[run.run_id]
-        self._threads.drop(run.context.user_id, run.context.thread_id)
+        self.threads.drop(run.context.user_id, run.context.thread_id)
         run.done.set()
         if not self._runs:
             self._idle.set()
@@ -300,7 +297,7 @@ class Runs:
 
     async def delete_thread(self, request: Request, thread_id: str) -> bool:
         """End the thread's runs, then remove it; False where this user has no such thread."""
-        with self._threads.entered(request.context.user_id, thread_id) as thread:
+        with self.threads.entered(request.context.user_id, thread_id) as thread:
             async with thread.accepting:
                 thread.deleted = True
                 runs = list(thread)
@@ -319,42 +316,11 @@ class Runs:
         for run in list(self._runs.values()):
             run.cancel(reason)
 
-    def __iter__(self) -> Any:
-        return iter(list(self._runs.values()))
-
-    # -- recovering --------------------------------------------------------------------------------
-
-    async def recover(self, database: Database, *, min_age_seconds: float = 0.0) -> int:
-        """End the runs that no task runs any more, and return how many there were.
-
-        At the start these are the runs of a server that was lost; later there should be none, except where
-        the database was lost between accepting a message and starting its run.
-        """
-        count = 0
-        while found := await journal_store.unfinished_runs(database, min_age_seconds):
-            lost = [run for run in found if run.run_id not in self._runs]
-            await self._interrupt(lost)
-            count += len(lost)
-            if len(found) < journal_store.PAGE_RUNS or not lost:
-                break
-        return count
-
-    async def _interrupt(self, lost: Sequence[journal_store.Unfinished]) -> None:
-        for (user_id, thread_id, last_seq), runs in groupby(lost, lambda run: run.thread):
-            with self._threads.entered(user_id, thread_id) as thread:
-                if thread.log is None:
-                    thread.log = self._journal.open(user_id, thread_id, last_seq)
-                for run in runs:
-                    origin = Origin.of_ids(user_id, thread_id, run.run_id)
-                    change = journal_store.RunChange(run.run_id, "interrupted", started=False)
-                    payload = {"reason": INTERRUPTED}
-                    await self._journal.append(origin, "run_interrupted", payload, change=change)
-                    await self._journal.committed(origin)
+    def __iter__(self) -> Iterator[Run]:
+        return iter(tuple(self._runs.values()))
 
 
 def _fingerprint(ask: Ask) -> bytes:
     """Return the hash of what was asked, which tells a repeat from another use of the same key."""
     asked = [ask.thread_id, ask.content, ask.agent, ask.on_conflict, ask.on_disconnect]
     return hashlib.sha256(encode_json(asked)).digest()
-
-

@@ -83,7 +83,7 @@ class AccountStore:
     async def account(self, email_key: str) -> Account | None:
         """Return the account with this address."""
         row = await self._database.fetch_one(
-            f"SELECT {_OWNER}, u.password_hash FROM users u"  # noqa: S608  # a constant
+            f"SELECT {_OWNER}, u.password_hash FROM users u"  # a constant
             " WHERE u.email_key = $1",
             email_key,
         )
@@ -136,7 +136,7 @@ class AccountStore:
         FOR SHARE waits for a disabling that is under way, and makes a later one wait.
         """
         row = await self._database.fetch_one(
-            "WITH u AS ("  # noqa: S608  # a constant
+            "WITH u AS ("  # a constant
             "  SELECT * FROM users WHERE user_id = $2::uuid AND disabled_at IS NULL FOR SHARE"
             "), s AS ("
             "  INSERT INTO sessions (session_id, user_id, created_at, expires_at)"
@@ -157,7 +157,7 @@ class AccountStore:
     async def live_session(self, session_id: str, now: datetime) -> LiveSession | None:
         """Return the session if it is live."""
         row = await self._database.fetch_one(
-            f"SELECT s.session_id::text, {_OWNER}, s.expires_at FROM sessions s JOIN users u USING (user_id)"  # noqa: S608  # constants
+            f"SELECT s.session_id::text, {_OWNER}, s.expires_at FROM sessions s JOIN users u USING (user_id)"  # constants
             f" WHERE s.session_id = $1::uuid AND {_LIVE.format(now='$2::timestamptz')}",
             session_id,
             now,
@@ -167,7 +167,7 @@ class AccountStore:
     async def live_among(self, session_ids: Collection[str], now: datetime) -> set[str]:
         """Return those of the sessions that are live."""
         rows = await self._database.fetch(
-            "SELECT s.session_id::text FROM sessions s JOIN users u USING (user_id)"  # noqa: S608  # constants
+            "SELECT s.session_id::text FROM sessions s JOIN users u USING (user_id)"  # constants
             f" WHERE s.session_id = ANY($1::uuid[]) AND {_LIVE.format(now='$2::timestamptz')}",
             list(session_ids),
             now,
@@ -195,7 +195,7 @@ class AccountStore:
         rotated, revoked = await self._database.batch(
             [
                 Statement(
-                    "WITH used AS ("  # noqa: S608  # constants
+                    "WITH used AS ("  # constants
                     "  UPDATE refresh_tokens t SET used_at = $3::timestamptz FROM sessions s, users u"
                     "  WHERE t.token_hash = $1::bytea AND t.used_at IS NULL AND t.expires_at > $3::timestamptz"
                     "  AND s.session_id = t.session_id AND u.user_id = t.user_id"
@@ -246,7 +246,7 @@ class AccountStore:
         used, known = await self._database.batch(
             [
                 Statement(
-                    "UPDATE tickets t SET used_at = $2::timestamptz FROM sessions s, users u"  # noqa: S608  # constants
+                    "UPDATE tickets t SET used_at = $2::timestamptz FROM sessions s, users u"  # constants
                     " WHERE t.ticket_hash = $1::bytea AND t.used_at IS NULL AND t.expires_at > $2::timestamptz"
                     " AND s.session_id = t.session_id AND u.user_id = t.user_id"
                     f" AND {_LIVE.format(now='$2::timestamptz')}"
@@ -291,7 +291,7 @@ class AccountStore:
 def _revoking(condition: str) -> str:
     """Return the statement that ends the live sessions with `condition`, $1 being the time and $2 the reason."""
     return (
-        "WITH ended AS (UPDATE sessions SET revoked_at = $1::timestamptz, revoked_for = $2::text"  # noqa: S608  # constants
+        "WITH ended AS (UPDATE sessions SET revoked_at = $1::timestamptz, revoked_for = $2::text"  # constants
         f" WHERE revoked_at IS NULL AND {condition} RETURNING session_id, user_id)"
         " SELECT session_id::text, user_id::text,"
         f" pg_notify('{CHANNEL}', session_id || ' ' || $2::text)::text FROM ended"

@@ -69,7 +69,7 @@ async def migrate(owner: Owner, migrations: Sequence[Migration] | None = None) -
     for migration in missing:
         try:
             await owner.run(
-                f"{migration.sql}\n;INSERT INTO schema_migrations (name, sha256)"  # noqa: S608 - names of our own files
+                f"{migration.sql}\n;INSERT INTO schema_migrations (name, sha256)"
                 f" VALUES ('{migration.name}', '{migration.sha256}')"
             )
         except NurseriesError as error:

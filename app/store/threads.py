@@ -60,14 +60,16 @@ async def create(database: ScopedDatabase, thread: Thread, key: Key | None) -> b
 
 async def get(database: ScopedDatabase, thread_id: str) -> Thread | None:
     """Return one thread."""
-    row = await database.fetch_one(f"SELECT {_THREAD} FROM threads WHERE thread_id = $1::uuid", thread_id)  # noqa: S608  # a constant
+    row = await database.fetch_one(
+        f"SELECT {_THREAD} FROM threads WHERE thread_id = $1::uuid", thread_id
+    )  # a constant
     return None if row is None else Thread(*row)
 
 
 async def page(database: ScopedDatabase, limit: int, before: str | None) -> list[Thread]:
     """Return up to `limit` threads made before the thread `before`, newest first."""
     rows = await database.fetch(
-        f"SELECT {_THREAD} FROM threads WHERE $1::uuid IS NULL OR thread_id < $1::uuid"  # noqa: S608  # a constant
+        f"SELECT {_THREAD} FROM threads WHERE $1::uuid IS NULL OR thread_id < $1::uuid"  # a constant
         " ORDER BY thread_id DESC LIMIT $2::int",
         before,
         limit,
@@ -78,7 +80,7 @@ async def page(database: ScopedDatabase, limit: int, before: str | None) -> list
 async def rename(database: ScopedDatabase, thread_id: str, title: str) -> Thread | None:
     """Change the title."""
     row = await database.fetch_one(
-        f"UPDATE threads SET title = $2 WHERE thread_id = $1::uuid RETURNING {_THREAD}",  # noqa: S608  # a constant
+        f"UPDATE threads SET title = $2 WHERE thread_id = $1::uuid RETURNING {_THREAD}",  # a constant
         thread_id,
         title,
     )

@@ -18,6 +18,7 @@ from app.web.authentication import require_identity
 from app.web.bodies import Body, json_response, no_content, read_body
 from app.web.idempotency import idempotency_key, request_fingerprint
 from app.wire.codec import encode_json
+from nurseries.errors import OutcomeUnknown
 from nurseries.ids import new_id
 
 if TYPE_CHECKING:
@@ -106,7 +107,12 @@ async def _create(call: Request, title: str, key: str | None) -> store.Thread:
     """Create a thread, once for each key: a repeat is answered with the thread of the first."""
     thread = store.Thread(new_id(), title, datetime.now(UTC), 0)
     if key is None:
-        await store.create(call.database, thread, None)
+        try:
+            await store.create(call.database, thread, None)
+        except OutcomeUnknown:
+            # A COMMIT without an answer: the id is ours, so whether the thread is there can be looked up.
+            if await store.get(call.database, thread.thread_id) is None:
+                raise
         return thread
     fingerprint = request_fingerprint("thread", title)
     answer = key_store.Key(key, fingerprint, encode_json(thread).decode())

@@ -20,10 +20,28 @@ def context(**fields) -> UserContext:
     return UserContext(**{**IDS, **fields})
 
 
-@pytest.mark.parametrize("field", ["user_id", "thread_id", "run_id", "request_id", "parent_request_id", "websocket_client_id"])
+@pytest.mark.parametrize(
+    "field", ["user_id", "thread_id", "run_id", "request_id", "parent_request_id", "websocket_client_id"]
+)
 @pytest.mark.parametrize(
     "value",
-    ["", " ", "\t", " u", "u ", "a\nb", "a\x00b", "a\x7fb", "\ud800", "a\u2028b", "x" * (MAX_ID_LENGTH + 1), 5, b"u", ["u"], object()],
+    [
+        "",
+        " ",
+        "\t",
+        " u",
+        "u ",
+        "a\nb",
+        "a\x00b",
+        "a\x7fb",
+        "\ud800",
+        "a\u2028b",
+        "x" * (MAX_ID_LENGTH + 1),
+        5,
+        b"u",
+        ["u"],
+        object(),
+    ],
 )
 def test_an_identifier_that_is_none_is_refused_by_name(field, value):
     """Empty, padded, over-long, unprintable and not a string: the error names the field."""
@@ -41,7 +59,9 @@ def test_placeholders_are_refused_as_whole_values(word, spelling):
         context(user_id=spelling(word))
 
 
-@pytest.mark.parametrize("name", ["contest-winner", "demo-user-001", "nullable", "testing-ground-7", "defaults", "Ünïcode", "a b"])
+@pytest.mark.parametrize(
+    "name", ["contest-winner", "demo-user-001", "nullable", "testing-ground-7", "defaults", "Ünïcode", "a b"]
+)
 def test_names_that_contain_such_a_word_are_names(name):
     """Only the whole value counts."""
     assert context(user_id=name).user_id == name

@@ -85,7 +85,12 @@ def test_replays_are_remembered_for_a_bounded_number_of_threads():
 
 
 @settings(max_examples=500)
-@given(st.lists(st.sampled_from(["commit", "publish", "take", "write", "subscribe", "page", "settle"]), max_size=60), st.data())
+@given(
+    st.lists(
+        st.sampled_from(["commit", "publish", "take", "write", "subscribe", "page", "settle"]), max_size=60
+    ),
+    st.data(),
+)
 def test_any_interleaving_delivers_every_event_once_in_order(steps, data):
     """A model of one session: a log, a publisher behind it, a writer with an item in hand, and a replay by pages."""
     resume, sent = Resume(), []

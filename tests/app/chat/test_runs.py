@@ -3,6 +3,7 @@
 import pytest
 import trio
 
+from app.chat.recovery import interrupt_lost_runs
 from app.chat.runs import KeyReused, ThreadBusy
 from app.engine.errors import UnknownAgent
 from app.errors import InvalidField, NotFound, RateLimited
@@ -299,19 +300,19 @@ async def test_runs_of_a_lost_server_end_as_interrupted(chat, user, thread, hous
             "INSERT INTO runs (run_id, thread_id, user_id, agent, status) VALUES (%s, %s, %s, 'echo', %s)",
             (run_id, thread, user, status),
         )
-    assert await chat.runs.recover(chat.journal_database) == 3
+    assert await interrupt_lost_runs(chat.runs, chat.journal, chat.journal_database) == 3
     envelopes = chat.envelopes(thread)
     assert [e["seq"] for e in envelopes] == list(range(1, 8))
     assert [(e["type"], e["run_id"]) for e in envelopes[4:]] == [("run_interrupted", run_id) for run_id in sorted(lost)]
     assert {chat.status(run_id) for run_id in lost} == {"interrupted"}
-    assert await chat.runs.recover(chat.journal_database) == 0
+    assert await interrupt_lost_runs(chat.runs, chat.journal, chat.journal_database) == 0
 
 
 async def test_recovery_leaves_alone_what_runs(chat, user, thread):
     """A run that a task of this server runs is not lost, however old it is."""
     accepted = await chat.submit(user, thread, agent="patient")
     await begun(chat, thread)
-    assert await chat.runs.recover(chat.journal_database) == 0
+    assert await interrupt_lost_runs(chat.runs, chat.journal, chat.journal_database) == 0
     assert chat.status(accepted.run_id) == "running"
 
 
