@@ -1,5 +1,8 @@
 """`nurseries user` beside a running server, and without one."""
 
+import os
+import signal
+
 import httpx
 
 from tests.fixtures.house import PASSWORD, signed_up
@@ -41,6 +44,11 @@ async def test_without_a_server(data_dir, tmp_path):
     async with served(tmp_path / "log", *place) as server:
         me = await logged_in(server.url, {"email": "bob@example.org", "password": PASSWORD})
         assert (me["user_id"], me["roles"]) == (added.stdout.decode().strip(), ["admin"])
+        # Both are killed, the server first being unable to start its database again: a dead socket is left.
+        server.signal(signal.SIGSTOP)
+        os.kill(
+            int((data_dir / "postgres" / "cluster" / "postmaster.pid").read_text().split()[0]), signal.SIGKILL
+        )
         server.process.kill()
         await postgres_gone(data_dir)
     disabled = await run("user", "disable", "bob@example.org", *place)
