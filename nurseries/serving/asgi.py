@@ -144,6 +144,7 @@ class Exchange(HTTPStream):
         self.app_put: Any = None
         self.wanted = wanted
         self._body_room = body_bytes
+        self._given_up = False
 
     @property
     def answered(self) -> bool:
@@ -161,8 +162,9 @@ class Exchange(HTTPStream):
 
     async def give_up(self, problem: Problem) -> None:
         """End the exchange from this side: with the problem if nothing was answered yet, else by cutting it."""
-        if self.closed:
+        if self.closed or self._given_up:
             return
+        self._given_up = True
         if self.state is ASGIHTTPState.REQUEST:
             await self._send_problem(problem)
         await self.send(StreamClosed(stream_id=self.stream_id))
@@ -173,9 +175,11 @@ class Exchange(HTTPStream):
         Raises:
             ClientDisconnected: nobody is there to read it. A checkpoint, so that a loop over it ends or yields.
         """
-        if message is not None and self.closed and not self.answered:
+        if self._given_up or (self.closed and not self.answered):
+            if message is None:  # the application has ended
+                return
             await trio.lowlevel.checkpoint()
-            raise ClientDisconnected("the client is gone")
+            raise ClientDisconnected("nobody reads this any more")
         await super().app_send(message)
 
     async def _send_error_response(self, status_code: int) -> None:

@@ -166,7 +166,10 @@ def _negotiate(request: h11.Request, *, deflate: bool) -> tuple[Response, list[E
     for name, value in request.headers:
         if name == b"transfer-encoding" or (name == b"content-length" and value != b"0"):
             raise Refused(Problem.of(400).response())
-        headers[name.decode("latin-1")] = value.decode("latin-1")
+        try:
+            headers[name.decode("latin-1")] = value.decode("latin-1")
+        except InvalidHandshake:  # control characters, which h11 lets pass
+            raise Refused(Problem.of(400, "bad_handshake").response()) from None
     protocol = ServerProtocol(extensions=[_DEFLATE] if deflate else None, logger=QUIET)
     response = protocol.accept(
         Request(

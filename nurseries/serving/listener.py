@@ -202,9 +202,10 @@ class Listener:
                 if self._tls is None:
                     wire = SocketWire(sock, self._limits.write_seconds)
                 else:
-                    with trio.fail_after(self._limits.tls_seconds):
+                    with trio.move_on_after(self._limits.tls_seconds):
                         wire = await encrypt(sock, self._tls, self._limits.write_seconds)
-                await self._serve(wire, address)
+                if wire is not None:
+                    await self._serve(wire, address)
         finally:
             if wire is not None:
                 wire.abort()

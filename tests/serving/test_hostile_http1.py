@@ -92,6 +92,7 @@ HOSTILE = {
     "upgrade_protocol_junk": (UPGRADE + b"Sec-WebSocket-Protocol: ((,;\r\n\r\n", 400),
     "upgrade_protocol_not_ascii": (UPGRADE + b"Sec-WebSocket-Protocol: \xff\xfe\r\n\r\n", 400),
     "upgrade_header_not_ascii": (UPGRADE + b"X-Name: \xff\xfe\r\nOrigin: \xff\r\n\r\n", 101),
+    "upgrade_header_control": (UPGRADE + b"X: \x01\r\n\r\n", 400),
     "upgrade_fields_too_many": (UPGRADE + b"X: y\r\n" * 200 + b"\r\n", 431),
     "upgrade_then_garbage": (UPGRADE + b"\r\n" + b"\xff" * 5_000, 101),
 }
