@@ -144,6 +144,7 @@ OUTCOMES: Final[Mapping[type[BaseException], Outcome]] = MappingProxyType(
         kernel.PoolExhausted: Outcome(503, None, "pool_exhausted"),
         kernel.Draining: Outcome(503, 1012, "draining"),
         kernel.TooManySessions: Outcome(429, 1008, "rate_limited"),
+        kernel.OutcomeUnknown: Outcome(503, None, "database_unavailable"),
         kernel.StatementTimeout: Outcome(504, None, "internal"),
         # ours
         BadJson: Outcome(400, None, "bad_json"),
@@ -177,4 +178,6 @@ def code_of(error: BaseException) -> str:
 
 def message_of(error: BaseException) -> str:
     """Return what a caller may read: the message of what is theirs, and nothing of what broke here."""
+    if isinstance(error, kernel.DatabaseUnavailable):
+        return "the database cannot be reached just now"  # its own words name hosts, paths and roles
     return "something broke here; it has been logged" if is_fault(error) else str(error)

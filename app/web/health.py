@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
+import trio
 from quart import Blueprint, Response
 
 from app.errors import Forbidden
 from app.web.authentication import require_identity
 from app.web.bodies import json_response
 from app.web.metrics import exposition, process_memory
+from nurseries.errors import NurseriesError, PoolExhausted
 from nurseries.inspect import nursery_tree
+from nurseries.postgres.scoped import Database
 
 if TYPE_CHECKING:
     from app.accounts.service import AccountService
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
     from nurseries.request import Kernel
     from nurseries.server import Server
     from nurseries.serving import Listener
+
+PROBE_SECONDS: Final = 2.0
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -38,17 +43,28 @@ class Vitals:
     metrics: str
     listener: Listener = attrs.field(init=False)
 
-    def unready(self) -> list[str]:
+    async def unready(self) -> list[str]:
         """Return the reasons why no new work should be sent here."""
         reasons: list[str] = []
         if self.server.state != "ready":
             reasons.append(self.server.state)
-        statistics = self.kernel.pool.statistics()
-        if statistics.connecting.state == "open":
+        if not await self._database_answers():
             reasons.append("database unavailable")
+        statistics = self.kernel.pool.statistics()
         if "open" in {statistics.connecting.state, statistics.queueing.state}:
             reasons.append("breaker open")
         return reasons
+
+    async def _database_answers(self) -> bool:
+        """Ask it: a server that nobody uses has no other way to know, neither when it is lost nor when it is back."""
+        if self.kernel.pool.statistics().utilization >= 1:
+            return True  # it is busy; whether too busy is for the breaker to say
+        try:
+            with trio.fail_after(PROBE_SECONDS):
+                await Database(self.kernel.pool, borrower="health").fetch_one("SELECT 1")
+        except (NurseriesError, trio.TooSlowError) as error:
+            return isinstance(error, PoolExhausted)
+        return True
 
     def status(self) -> dict[str, Any]:
         """Return everything that is counted."""
@@ -77,7 +93,7 @@ def health_blueprint(vitals: Vitals) -> Blueprint:
 
     @health.get("/health/ready")
     async def ready() -> Response:
-        reasons = vitals.unready()
+        reasons = await vitals.unready()
         if not reasons:
             return json_response({"status": "ready", "reasons": []})
         response = json_response({"status": "not ready", "reasons": reasons}, 503)

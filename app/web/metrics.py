@@ -51,6 +51,9 @@ class _Vital(Collector):
         yield _counter("events", "events written to the log", log.events)
         yield _counter("log_batches", "commits of the event log", log.batches)
         yield _counter(
+            "log_retries", "commits of the event log that had to wait for the database", log.retries
+        )
+        yield _counter(
             "misdeliveries_prevented",
             "events kept from reaching somebody else",
             vitals.isolation.misdeliveries_prevented,

@@ -12,7 +12,7 @@ from werkzeug.exceptions import HTTPException
 
 from app.errors import InvalidField, InvalidGrant, Unauthenticated, code_of, is_fault, message_of, outcome_of
 from app.wire.codec import encode_json
-from nurseries.errors import InvalidContext, Unavailable
+from nurseries.errors import InvalidContext, OutcomeUnknown, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -82,6 +82,8 @@ def _headers_of(error: Exception) -> dict[str, str]:
         return {"WWW-Authenticate": "Bearer"}
     if isinstance(error, Unavailable):
         return {"Retry-After": str(max(1, math.ceil(error.retry_after)))}
+    if isinstance(error, OutcomeUnknown):
+        return {"Retry-After": "1"}
     return {}
 
 
