@@ -156,7 +156,7 @@ def test_ten_thousand_random_cancellations_leave_nothing_behind(notes, capsys):
     with capsys.disabled():
         sys.stdout.write(f"\n  storm {seed} on Python {sys.version.split()[0]}: {dict(counts)}\n")
     assert counts["cancelled"] >= CANCELLATIONS
-    assert counts["stopped on the server"] >= CANCELLATIONS / 4
+    assert counts["stopped on the server"] >= CANCELLATIONS / 10
     assert counts["finished"] >= CANCELLATIONS / 10
     # A cancelled statement is stopped, not amputated: connections survive their borrowers.
     assert counts["invalidated"] < counts["connections lent"] / 100
