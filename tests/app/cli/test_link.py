@@ -204,6 +204,26 @@ async def test_a_silent_server_is_left(server, link, heard, nursery):
     await heard.until(lambda: any("nothing was heard" in text for text in heard.statuses))
 
 
+async def test_an_idle_server_is_asked_and_kept(server, link, heard, nursery):
+    """A connection on which nothing happens is not taken for a dead one."""
+    server.heartbeat = 0.05
+    nursery.start_soon(link.run, heard)
+    link.ask("one", "hi", None)
+    await heard.until_ended()
+    asked = trio.Event()
+    original = server.on_message
+
+    async def count(socket, frame, nursery):
+        await original(socket, frame, nursery)
+        if [kept["type"] for kept in server.received].count("ping") >= 5:
+            asked.set()
+
+    server.on_message = count
+    with trio.fail_after(10):
+        await asked.wait()
+    assert heard.statuses == []
+
+
 async def test_a_cancelled_send_closes_the_socket(server, credentials):
     """After half a frame nothing else may be sent on that socket."""
     token = await credentials.token()

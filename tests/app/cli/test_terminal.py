@@ -68,6 +68,14 @@ def test_an_answer_is_shown_once(capsys):
     assert capsys.readouterr().out == "forty-two\nagain\n"
 
 
+def test_an_answer_that_was_streamed_otherwise_stays_as_it_was(capsys):
+    """An output that does not begin with what was shown adds nothing to it."""
+    terminal = Terminal(interactive=False, as_json=False)
+    terminal.event(_event("message_delta", message_id="m", text="forty"), b"", mine=True)
+    terminal.event(_event("agent_completed", depth=0, message_id="m", output="twelve is it"), b"", mine=True)
+    assert capsys.readouterr().out == "forty\n"
+
+
 def test_everything_but_answers_goes_to_standard_error(capsys):
     """A pipe gets the answers alone."""
     terminal = Terminal(interactive=False, as_json=False)
