@@ -186,7 +186,7 @@ class Server:
                 await self._drain(listener, work)
                 # Answers that are on their way get this long to arrive; then the connections are cut.
                 listening.cancel_scope.deadline = trio.current_time() + CLEANUP_SECONDS
-            if listening.cancel_scope.cancelled_caught:
+            if listening.cancel_scope.cancel_called:  # by the deadline
                 logger.warning("connections were cut in the middle of an answer")
         self.state = "stopped"
         if self._hurried:
