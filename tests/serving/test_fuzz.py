@@ -73,7 +73,9 @@ REQUESTS = [data for data, _ in test_hostile_http1.HOSTILE.values() if small(dat
     *[UPGRADE + b"Sec-WebSocket-Protocol: house\r\nOrigin: http://test\r\n\r\n" + frame(b"hello")] * 10,
 ]
 FRAMES = [
-    data for name, (data, _) in test_hostile_websocket.HOSTILE.items() if small(data) and name not in {"crash", "exit"}
+    data
+    for name, (data, _) in test_hostile_websocket.HOSTILE.items()
+    if small(data) and name not in {"crash", "exit"}
 ] + [frame(b"hello"), frame(b"a", fin=False) + frame(b"b", 0), frame(b"x" * 300, 2), frame(b"", 9)] * 5
 HTTP2 = [data for data in test_http2.HOSTILE.values() if small(data)] + [
     test_http2.SETUP + test_http2.headers(*test_http2.request(path)) for path in ("/", "/nope", "/wait")
