@@ -2,6 +2,7 @@
 
 import pytest
 import trio
+import trio.testing
 from psycopg.conninfo import make_conninfo
 
 from nurseries.errors import DatabaseUnavailable, PoolExhausted
@@ -264,3 +265,46 @@ async def test_a_lease_comes_back_from_a_block_that_raises(pool):
         async with pool.lease("test"):
             raise LookupError
     assert (pool.statistics().checked_in, pool.statistics().checked_out) == (1, 0)
+
+
+async def test_a_connection_that_comes_back_soon_is_waited_for(notes):
+    """Instead of opening one beyond the pool's size; whoever waits gets the very connection that returns."""
+    limits = PoolLimits(size=1, overflow=1, ready=1, patience_seconds=60)
+    async with open_pool(notes.conninfo, limits) as pool, trio.open_nursery() as nursery:
+        first = await pool.acquire("first")
+        got = []
+
+        async def second():
+            async with pool.lease("second") as connection:
+                got.append(connection)
+
+        nursery.start_soon(second)
+        await trio.testing.wait_all_tasks_blocked()
+        assert got == []
+        assert pool.statistics().overflow == 0
+        pool.release(first)
+        while not got:
+            await trio.lowlevel.checkpoint()
+        assert got == [first]
+        assert pool.statistics().peak == 1
+
+
+async def test_patience_ends_when_there_is_room_for_another_connection(notes):
+    """A connection that is discarded instead of returning makes room at once: nobody waits for what is gone."""
+    limits = PoolLimits(size=1, overflow=1, ready=1, patience_seconds=60)
+    async with open_pool(notes.conninfo, limits) as pool, trio.open_nursery() as nursery:
+        first = await pool.acquire("first")
+        got = []
+
+        async def second():
+            async with pool.lease("second") as connection:
+                got.append(connection)
+
+        nursery.start_soon(second)
+        await trio.testing.wait_all_tasks_blocked()
+        first.close()
+        pool.release(first)
+        with trio.fail_after(10):
+            while not got:
+                await trio.lowlevel.checkpoint()
+        assert got[0] is not first
