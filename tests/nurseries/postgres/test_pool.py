@@ -283,8 +283,9 @@ async def test_a_connection_that_comes_back_soon_is_waited_for(notes):
         assert got == []
         assert pool.statistics().overflow == 0
         pool.release(first)
-        while not got:
-            await trio.lowlevel.checkpoint()
+        with trio.fail_after(10):
+            while not got:
+                await trio.lowlevel.checkpoint()
         assert got == [first]
         assert pool.statistics().peak == 1
 
