@@ -23,7 +23,7 @@ NOTICED_SECONDS: Final = 3.0
 """A wait that is worth a word, after the first one."""
 
 HEARTBEAT_SECONDS: Final = 15.0
-"""How often we ask whether the server is there, until it has said how often it asks us."""
+"""Half of how long a server may take for its first frame, which says how often to ask whether it is there."""
 
 OUTGOING: Final = 32
 """Frames that may wait for the socket; a person at a terminal never has more than three."""
@@ -79,6 +79,7 @@ class Link:
         self._outgoing: trio.MemorySendChannel[Mapping[str, object]] | None = None
         self._subscribed = False
         self._heartbeat = HEARTBEAT_SECONDS
+        self._established = trio.Event()
         self.thread_id = ""
         self.cursor = Cursor(0)
 
@@ -148,6 +149,7 @@ class Link:
             self._listener.on_status("connected again")
         self._backoff = Backoff()
         self._down_since = None
+        self._established = trio.Event()
         self._outgoing, waiting = trio.open_memory_channel[Mapping[str, object]](OUTGOING)
         self._subscribe()
         for frame in self._unaccepted.values():
@@ -190,6 +192,7 @@ class Link:
 
     async def _beat(self) -> None:
         # The server pings by itself; our own question is how we learn of a peer that is gone.
+        await self._established.wait()
         while True:
             await trio.sleep(self._heartbeat)
             self._post({"type": "ping"})
@@ -204,6 +207,7 @@ class Link:
             self._subscribed = frame.recovered is False or frame.after == self.cursor.seq
         elif frame.type == "connection_established":
             self._heartbeat = frame.heartbeat_seconds or HEARTBEAT_SECONDS
+            self._established.set()
         elif frame.type in {"accepted", "error"}:
             self._listener.on_frame(frame, raw)
 
