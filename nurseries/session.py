@@ -139,6 +139,10 @@ class Session:
                         self.requests.cancel_scope.cancel()
                         await self._finish_frames()
                 finally:
+                    with cleanup_scope():
+                        # A send that is cut short would end the socket without its last frames and its code.
+                        async with self._sending:
+                            outer.cancel_scope.cancel()
                     outer.cancel_scope.cancel()
         finally:
             await self._hang_up()
