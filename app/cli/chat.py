@@ -12,7 +12,7 @@ from cyclopts import Parameter
 
 from app.cli.client import ClientError, leaves, open_api
 from app.cli.conversation import INTERRUPTED, Conversation
-from app.cli.credentials import authenticate
+from app.cli.credentials import authenticate, sign_in
 from app.cli.link import Link
 from app.cli.terminal import Lines, Terminal
 
@@ -29,6 +29,7 @@ async def chat_command(  # noqa: PLR0913  a command has as many parameters as fl
     email: Annotated[str | None, Parameter(env_var="NURSERIES_EMAIL")] = None,
     password: Annotated[str | None, Parameter(env_var="NURSERIES_PASSWORD", show_default=False)] = None,
     register: Annotated[bool, Parameter(negative=())] = False,
+    signin: str | None = None,
     thread: str | None = None,
     new: Annotated[bool, Parameter(negative=())] = False,
     agent: str | None = None,
@@ -49,6 +50,7 @@ async def chat_command(  # noqa: PLR0913  a command has as many parameters as fl
         password: Its password, needed for the first login only: the session is kept in the state
             directory, readable by its owner alone. Better in the variable than on the command line.
         register: Make the account first.
+        signin: The link that a new server printed for its first user, instead of email and password.
         thread: The id of the conversation to go on with.
         new: Start a new conversation.
         agent: The agent that answers; the server's default when not given.
@@ -60,7 +62,10 @@ async def chat_command(  # noqa: PLR0913  a command has as many parameters as fl
     code = 0
     try:
         async with open_api(url) as api:
-            credentials = await authenticate(api, url, email, password, register=register)
+            if signin is not None:
+                credentials = await sign_in(api, url, signin)
+            else:
+                credentials = await authenticate(api, url, email, password, register=register)
             patience = float("inf") if interactive else PATIENCE_SECONDS
             link = Link(url, credentials, patience=patience)
             conversation = Conversation(api, credentials, link, terminal, agent)

@@ -149,6 +149,7 @@ class _Registered:
 @attrs.frozen
 class _Me:
     user_id: str
+    email: str
 
 
 @attrs.frozen
@@ -184,6 +185,10 @@ class Api:
         """Start a session."""
         return _tokens(await self._call("POST", "/v1/auth/login", {"email": email, "password": password}))
 
+    async def signin(self, code: str) -> Tokens:
+        """Trade the code of a sign-in link for a session. It works once."""
+        return _tokens(await self._call("POST", "/v1/auth/signin", {"code": code}))
+
     async def refresh(self, refresh_token: str) -> Tokens:
         """Trade a refresh token for a new pair. It works once: who shares one takes turns."""
         return _tokens(await self._call("POST", "/v1/auth/refresh", {"refresh_token": refresh_token}))
@@ -191,6 +196,10 @@ class Api:
     async def me(self, token: str) -> str:
         """Return the user id that a token stands for."""
         return _read(await self._call("GET", "/v1/me", token=token), _Me).user_id
+
+    async def email(self, token: str) -> str:
+        """Return the email address of the account that a token stands for."""
+        return _read(await self._call("GET", "/v1/me", token=token), _Me).email
 
     async def create_thread(self, token: str, title: str = "") -> Thread:
         """Start a conversation."""

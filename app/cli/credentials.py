@@ -127,6 +127,12 @@ class Credentials:
             self._tokens = await self._refreshed(known) or await self._logged_in()
             self._cache.store(self._key, self._tokens)
 
+    async def adopt(self, tokens: Tokens) -> None:
+        """Go on with a session that was opened elsewhere."""
+        async with self._cache.locked():
+            self._tokens = tokens
+            self._cache.store(self._key, tokens)
+
     def expire(self) -> None:
         """Take note that the server does not accept the present token any more."""
         if self._tokens is not None:
@@ -169,6 +175,25 @@ class Credentials:
                     f"{self._email}: the server does not accept this password"
                 ) from refused
             raise
+
+
+async def sign_in(api: Api, url: str, link: str) -> Credentials:
+    """Use up a sign-in link, or the code in it, and keep the session as a login's is kept.
+
+    Raises:
+        NotAuthenticated: the code is used, expired or wrong.
+    """
+    try:
+        tokens = await api.signin(link.rpartition("#signin=")[2])
+    except Refused as refused:
+        if refused.status != 400:
+            raise
+        raise NotAuthenticated("this sign-in link is used, expired or wrong") from refused
+    cache = TokenCache(cache_path())
+    credentials = Credentials(api, cache, url, await api.email(tokens.access_token), None)
+    await credentials.adopt(tokens)
+    await credentials.check()
+    return credentials
 
 
 async def authenticate(

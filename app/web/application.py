@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
-from quart import Blueprint, Response
+from quart import Blueprint, Response, request
 
 from app.web.accounts import accounts_blueprint
 from app.web.authentication import refuse_query_tokens, require_identity
@@ -63,6 +63,7 @@ def make_application(  # noqa: PLR0913  # the wiring of all routes
     feeds = Feeds(service, kernel, server, streams)
     app.register_blueprint(runs_blueprint(service, kernel, runs, server, feeds))
     app.register_blueprint(_agents_blueprint(service, agents))
+    app.register_blueprint(_index_blueprint())
     app.register_blueprint(health_blueprint(vitals))
     return app
 
@@ -80,5 +81,29 @@ def _agents_blueprint(service: AccountService, agents: AgentRegistry) -> Bluepri
     async def describe() -> Response:
         await require_identity(service)
         return json_response({"agents": agents.describe()})
+
+    return blueprint
+
+
+INDEX = """\
+This is a nurseries server. Chat with it from a terminal:
+
+    nurseries chat --url {url} --register --email you@example.org
+
+A sign-in link signs its user in there, too:
+
+    nurseries chat --url {url} --signin LINK
+"""
+
+
+def _index_blueprint() -> Blueprint:
+    blueprint = Blueprint("index", __name__)
+
+    @blueprint.get("/")
+    async def index() -> Response:
+        """Say what this is to whoever opens it in a browser, by a sign-in link for example."""
+        return Response(
+            INDEX.format(url=request.host_url.rstrip("/")), content_type="text/plain; charset=utf-8"
+        )
 
     return blueprint

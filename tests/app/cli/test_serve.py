@@ -40,12 +40,16 @@ async def test_first_start_to_second(data_dir, tmp_path):
             line = await server.line()
             link = re.fullmatch(rf"sign in as the first user: {server.url}/#signin=(\S+)\n", line)
             assert link, line
-            first = await http.post("/v1/auth/signin", json={"code": link[1]})
-            assert first.status_code == 200
-            again = await http.post("/v1/auth/signin", json={"code": link[1]})
-            assert (again.status_code, again.json()["code"]) == (400, "invalid_grant")
-            http.headers["Authorization"] = f"Bearer {first.json()['access_token']}"
-            assert (await http.get("/v1/me")).json()["roles"] == ["admin"]
+            arguments = ("chat", "--url", server.url, "--once", "calculate 6*7")
+            home = {"XDG_STATE_HOME": str(tmp_path)}
+            first = await run(*arguments, "--signin", line.split()[-1], **home)
+            assert first.returncode == 0, first.stderr
+            assert b"42" in first.stdout
+            again = await run(*arguments, "--signin", link[1], **home)
+            assert again.returncode == 3
+            assert b"used, expired or wrong" in again.stderr
+            later = await run(*arguments, "--email", "admin@localhost", **home)
+            assert later.returncode == 0, "the session that the link opened goes on"
         server.signal(signal.SIGTERM)
         assert await server.ended() == 0
         assert server.process.stdout.read() == ""
