@@ -47,7 +47,7 @@ def _event(line: str) -> Event:
 async def last_seq(database: ScopedDatabase, thread_id: str) -> int | None:
     """Return the number of the thread's last event; None where this user has no such thread."""
     row = await database.fetch_one(
-        "SELECT coalesce((SELECT max(last_seq) FROM events WHERE events.thread_id = threads.thread_id), 0)"
+        "SELECT coalesce((SELECT last_seq FROM events WHERE events.thread_id = threads.thread_id ORDER BY first_seq DESC LIMIT 1), 0)"
         " FROM threads WHERE thread_id = $1::uuid",
         thread_id,
     )

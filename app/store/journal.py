@@ -131,7 +131,7 @@ async def unfinished_runs(database: Database, min_age_seconds: float) -> list[Un
     """Return the runs older than so many seconds that have not ended, a bounded number of them."""
     rows = await database.fetch(
         "SELECT run_id::text, thread_id::text, user_id::text,"
-        " coalesce((SELECT max(last_seq) FROM events WHERE events.thread_id = runs.thread_id), 0)"
+        " coalesce((SELECT last_seq FROM events WHERE events.thread_id = runs.thread_id ORDER BY first_seq DESC LIMIT 1), 0)"
         " FROM runs WHERE status IN ('queued', 'running') AND created_at <= now() - make_interval(secs => $1)"
         " ORDER BY thread_id, run_id LIMIT $2::int",
         min_age_seconds,

@@ -66,7 +66,8 @@ _ACCEPT_ONCE = (
     " INSERT INTO idempotency_keys (user_id, key, fingerprint, answer)"
     " VALUES (app_user_id(), $6, $7, $8::jsonb) ON CONFLICT DO NOTHING RETURNING 1), " + _INSERT
 )
-_LAST_SEQ = "SELECT max(last_seq) FROM events WHERE thread_id = $1::uuid"
+# By the primary key, backwards: max(last_seq) would read the thread's whole log in every turn.
+_LAST_SEQ = "SELECT coalesce((SELECT last_seq FROM events WHERE thread_id = $1::uuid ORDER BY first_seq DESC LIMIT 1), 0)"
 
 
 async def accept(database: ScopedDatabase, new: NewRun, key: Key | None) -> tuple[bool, int]:
@@ -85,7 +86,7 @@ async def accept(database: ScopedDatabase, new: NewRun, key: Key | None) -> tupl
     else:
         insert = Statement(_ACCEPT_ONCE, (*params, key.key, key.fingerprint, key.answer))
     inserted, last_seq = await database.batch([insert, Statement(_LAST_SEQ, (new.thread_id,))])
-    return inserted[0][0] == 1, last_seq[0][0] or 0
+    return inserted[0][0] == 1, last_seq[0][0]
 
 
 async def stored_answer(database: ScopedDatabase, key: str) -> tuple[bytes, Any] | None:

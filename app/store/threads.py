@@ -37,7 +37,7 @@ class Message:
 
 _THREAD = (
     "thread_id::text, title, created_at,"
-    " coalesce((SELECT max(last_seq) FROM events WHERE events.thread_id = threads.thread_id), 0)"
+    " coalesce((SELECT last_seq FROM events WHERE events.thread_id = threads.thread_id ORDER BY first_seq DESC LIMIT 1), 0)"
 )
 
 
