@@ -2,10 +2,11 @@
 
 import struct
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import h2.config
 import h2.connection
+import h2.errors
 import h2.events
 import hpack
 import pytest
@@ -140,6 +141,19 @@ async def test_hostile_bytes(name, certificates, caplog):
     assert not caplog.records
 
 
+@pytest.mark.parametrize(
+    "name", ["settings_flood", "ping_flood", "priority_storm", "empty_data_flood", "rapid_reset"]
+)
+async def test_storms_are_ended(name, certificates):
+    """Frames that cost the peer nothing are not worked through without end: ENHANCE_YOUR_CALM."""
+    async with quick(certificates) as house, client(house) as made:
+        await made.peer.send_anyway(HOSTILE[name][len(SETUP) :])
+        with suppress(trio.BrokenResourceError):
+            while made.terminated is None:
+                assert await made.read()
+        assert made.terminated == h2.errors.ErrorCodes.ENHANCE_YOUR_CALM
+
+
 def quick(certificates, **options):
     limits = options.pop("limits", ServingLimits(close_seconds=0.2))
     return serving(limits, certificates=certificates.files, client_tls=certificates.client, **options)
@@ -257,13 +271,16 @@ async def test_body_over_the_limit(certificates):
     """Too large a body is answered 413."""
     async with quick(certificates) as house, client(house) as made:
         await made.ask(1, "/length", "POST", end=False)
+        sent = 0
         while 1 not in made.status:
             if made.connection.local_flow_control_window(1) >= 16_384:
                 made.connection.send_data(1, b"x" * 16_384)
+                sent += 16_384
                 await made.flush()
             else:
                 await made.read()
         assert made.status[1] == 413
+        assert sent <= (1 << 20) + 65_536 + 16_384
 
 
 async def test_slow_body(certificates, autojump_clock):
