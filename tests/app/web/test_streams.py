@@ -152,8 +152,9 @@ async def test_readers_that_join_while_a_run_talks_miss_nothing(server, alice, t
     await at_rest(server)
 
 
-async def test_a_reader_that_pauses_gets_all_the_same(server, alice, thread):
+async def test_a_reader_that_pauses_gets_all_the_same(server, alice, thread, monkeypatch):
     """What overflowed meanwhile is read from the log: the exact sequence, and nobody waited for it."""
+    monkeypatch.setattr("app.chat.feed.FEED_EVENTS", 8)  # fewer than one batch of the log holds
     async with watched(alice, f"{thread}/events") as slow:
         outcome = await alice.run(
             thread.rpartition("/")[2], order(events=4000, delta_bytes=250)["content"], agent="load"
@@ -206,8 +207,9 @@ async def test_nobody_hears_of_somebody_elses_thread(server, alice, bob, thread)
     await at_rest(server)
 
 
-async def test_a_stream_ends_with_the_session(server, alice, thread):
+async def test_a_stream_ends_with_the_session(server, alice, thread, monkeypatch):
     """Logout ends the streams of that session at once; a run that goes on by itself is not touched."""
+    monkeypatch.setattr("app.chat.feed.KEEP_ALIVE_SECONDS", 3600)  # nothing else wakes them
     async with watched(alice, f"{thread}/events") as events, watched(alice, f"{thread}/runs", LONG) as run:
         started = (await run.until("agent_started"))[-1]
         await events.until("agent_started")
