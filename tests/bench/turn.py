@@ -105,7 +105,7 @@ async def peer(conninfo, plan, console):
             yield Contender("FastAPI + uvloop + asyncpg", process, plan, seats)
 
 
-def database(postgres, name, schema=""):
+def create_database(postgres, name, schema=""):
     """Make an empty database and return how its owner gets in."""
     with psycopg.connect(postgres.conninfo(), autocommit=True) as owner:
         owner.execute(f"CREATE DATABASE {name}")
@@ -137,18 +137,25 @@ async def main(users, turns, rounds):
     with tempfile.TemporaryDirectory(prefix="nurseries-bench-") as place:
         Path(place).chmod(0o711)
         async with open_embedded(Path(place, "postgres")) as postgres:
-            for_us = database(postgres, "ours")
-            for_peer = make_conninfo(database(postgres, "peer", SCHEMA), user="peer")
+            for_us = create_database(postgres, "ours")
+            for_peer = make_conninfo(create_database(postgres, "peer", SCHEMA), user="peer")
             async with ours(for_us, plan, console) as we, peer(as_url(for_peer), plan, console) as they:
-                await compare(we, they, psutil.Process(postgres.pid), rounds, console)
+                database = psutil.Process(postgres.pid)
+                for contender in (we, they):  # warm: caches, prepared statements, connections
+                    await round_of(contender, database, console)
+                    contender.costs.clear()
+                    contender.database_costs.clear()
+                for name in (
+                    "ours",
+                    "peer",
+                ):  # as autovacuum does within minutes; until then plans are guesses
+                    with psycopg.connect(postgres.conninfo(name), autocommit=True) as owner:
+                        owner.execute("ANALYZE")
+                await compare(we, they, database, rounds, console)
 
 
 async def compare(we, they, database, rounds, console):
     both = [we, they]
-    for contender in both:  # warm: caches, prepared statements, connections
-        await round_of(contender, database, console)
-        contender.costs.clear()
-        contender.database_costs.clear()
     for _ in range(rounds):
         both.reverse()
         for contender in both:
