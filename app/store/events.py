@@ -57,8 +57,11 @@ async def last_seq(database: ScopedDatabase, thread_id: str) -> int | None:
 async def read(database: ScopedDatabase, thread_id: str, after: int) -> list[Event]:
     """Return a page of the events after `after`, in order."""
     rows = await database.fetch(
-        "SELECT lines FROM events WHERE thread_id = $1::uuid AND last_seq > $2::bigint"
-        " ORDER BY first_seq LIMIT $3::int",
+        # The row that holds the event after the cursor, and those behind it: a range of the primary key, however
+        # long the log before it is.
+        "SELECT lines FROM events WHERE thread_id = $1::uuid AND last_seq > $2::bigint AND first_seq >= coalesce("
+        "(SELECT first_seq FROM events WHERE thread_id = $1::uuid AND first_seq <= $2::bigint + 1"
+        " ORDER BY first_seq DESC LIMIT 1), 0) ORDER BY first_seq LIMIT $3::int",
         thread_id,
         after,
         PAGE_ROWS,

@@ -68,7 +68,8 @@ SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::uuid[], $5::text[],
 """
 # Only for a repeat: at the first try a number that is taken is a fault that must be seen.
 _AGAIN = " ON CONFLICT DO NOTHING"
-# A run ends once: what has ended is not changed by a repeated batch.
+# A run ends once: what has ended is not changed by a repeated batch. Said in the negative, so that the planner
+# takes the primary key: `IN ('queued', 'running')` would match the index runs_unfinished, and read all of it.
 _RUNS = """
 UPDATE runs SET
     status = new.status,
@@ -80,7 +81,7 @@ UPDATE runs SET
     usage = new.usage::jsonb
 FROM unnest($1::uuid[], $2::text[], $3::boolean[], $4::text[], $5::text[], $6::text[], $7::text[])
     AS new (run_id, status, started, output, error_code, error_message, usage)
-WHERE runs.run_id = new.run_id AND runs.status IN ('queued', 'running')
+WHERE runs.run_id = new.run_id AND runs.status NOT IN ('completed', 'failed', 'cancelled', 'interrupted')
 """
 
 

@@ -35,6 +35,7 @@ SETTINGS: Final[Mapping[str, str]] = {
     "shared_buffers": "64MB",
     "max_wal_size": "512MB",
     "jit": "off",  # compiling costs more than our short queries do
+    "autovacuum_naptime": "15s",  # until the first ANALYZE a new database plans badly
     "log_min_messages": "warning",
     "log_checkpoints": "off",
     "log_line_prefix": "%m [%p] ",
