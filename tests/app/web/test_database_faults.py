@@ -127,6 +127,25 @@ async def test_a_run_goes_on_when_the_database_is_back(server, alice, fault):
     await at_rest(server)
 
 
+async def test_a_run_that_needs_the_database_fails_without_a_word_of_where_it_is(server, alice, fault):
+    """Its end is in the log once there is one again, with a code and a sentence, and no host, path or role."""
+    thread = f"/v1/threads/{await alice.thread()}"
+    queries = {"content": '{"events":1,"queries":1000}', "agent": "load"}
+    async with watched(alice, f"{thread}/runs", queries) as stream:
+        await stream.until("agent_started")
+        with fault.away():
+            while samples((await alice.http.get("/metrics")).text)["nurseries_requests"]:
+                await trio.testing.wait_all_tasks_blocked(0.01)
+        (end,) = await stream.rest()
+    assert end.type == "run_failed"
+    assert end.data["payload"] == {
+        "code": "database_unavailable",
+        "message": "The database cannot be reached just now.",
+    }
+    await ready(alice.http)
+    await at_rest(server)
+
+
 async def test_connections_that_are_killed_are_a_503_or_nothing_at_all(server, alice, fault):  # noqa: C901  # four clients
     """While everything is in use: no 500, no thread twice, no run without an end, and then as before."""
     thread = f"/v1/threads/{await alice.thread()}"

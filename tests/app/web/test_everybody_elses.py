@@ -31,6 +31,7 @@ VARIANTS = [
     ],
 ]
 PUBLIC = {
+    "/",
     "/v1/auth/register",
     "/v1/auth/login",
     "/v1/auth/refresh",
