@@ -172,7 +172,8 @@ class WebSocket:
         self._reading = True
         try:
             while True:
-                with trio.move_on_after(self._limits.heartbeat_seconds) as scope:
+                silent_at = trio.current_time() + self._limits.heartbeat_seconds
+                with trio.CancelScope(deadline=silent_at) as scope:  # move_on_after costs twice as much
                     data = await self._wire.receive()
                 if not scope.cancelled_caught:
                     break

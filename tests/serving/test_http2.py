@@ -155,7 +155,7 @@ async def test_storms_are_ended(name, certificates):
 
 
 def quick(certificates, **options):
-    limits = options.pop("limits", ServingLimits(close_seconds=0.2))
+    limits = options.pop("limits", ServingLimits(close_seconds=0.2, head_seconds=1))
     return serving(limits, certificates=certificates.files, client_tls=certificates.client, **options)
 
 
