@@ -237,8 +237,21 @@ async def _bound(nursery: trio.Nursery, listener: Listener) -> list[str]:
 
 @asynccontextmanager
 async def _running(service: Service) -> AsyncIterator[None]:
-    """Run a service for the body of the block; its failure cancels the body and comes out of the block."""
+    """Run a service for the body of the block; its failure cancels the body and comes out of the block.
+
+    The service ends after the body, also where all is cancelled at once: the last events of the requests that
+    are cancelled then still go into the log. What they may take for it is bounded by their own cleanup.
+    """
+    scope = trio.CancelScope()
+
+    async def run(*, task_status: trio.TaskStatus[None]) -> None:
+        with scope:
+            await service(task_status=task_status)
+
     async with trio.open_nursery() as nursery:
-        await nursery.start(service)
-        yield
-        nursery.cancel_scope.cancel()
+        await nursery.start(run)
+        scope.shield = True
+        try:
+            yield
+        finally:
+            scope.cancel()
