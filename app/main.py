@@ -150,6 +150,8 @@ async def _serve(
         RunBounds(
             message_characters=settings.runs.message_characters,
             queued_per_thread=settings.runs.queued_per_thread,
+            running=settings.runs.running,
+            running_per_user=settings.runs.running_per_user,
         ),
     )
     endpoint = SocketEndpoint(

@@ -82,12 +82,16 @@ class RunSettings:
     Attributes:
         message_characters: characters of one message of a user.
         queued_per_thread: runs that wait in one thread.
+        running: runs that run at once, all users together; the others stay queued.
+        running_per_user: the same for one user.
         requests: runs and calls that are open at once, all users together.
         requests_per_user: the same for one user.
     """
 
     message_characters: int = attrs.field(default=32_000, validator=_positive)
     queued_per_thread: int = attrs.field(default=20, validator=_positive)
+    running: int = attrs.field(default=2_000, validator=_positive)
+    running_per_user: int = attrs.field(default=8, validator=_positive)
     requests: int = attrs.field(default=5_000, validator=_positive)
     requests_per_user: int = attrs.field(default=200, validator=_positive)
 

@@ -21,7 +21,6 @@ from app.logs import configure_logging
 from app.store.owner import open_owner
 from app.store.roles import StoreAccess, ensure_login_roles, login_role
 
-
 configure_logging("debug")  # as the server logs: structlog's own default renders tracebacks for a second each
 
 

@@ -37,6 +37,10 @@ def test_the_kernel_alone_runs(database):
         timeout=60,
         check=True,
     )
-    lines = sorted(program.stdout.splitlines()[-2:] if len(program.stdout.splitlines()) == 2 else program.stdout.splitlines())
+    lines = sorted(
+        program.stdout.splitlines()[-2:]
+        if len(program.stdout.splitlines()) == 2
+        else program.stdout.splitlines()
+    )
     assert "alice alice ['greeted']" in lines
     assert any(line.startswith("bob Failure(code='internal'") and line.endswith("[]") for line in lines)

@@ -7,6 +7,7 @@ of its one owner: the server, or the socket that asked for it.
 from __future__ import annotations
 
 import hashlib
+import math
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -24,6 +25,7 @@ from app.store import journal as journal_store
 from app.store import runs as store
 from app.store import threads as thread_store
 from app.wire.codec import encode_json
+from nurseries.budgets import Budget, BudgetLimits
 from nurseries.cleanup import cleanup_scope
 from nurseries.errors import Conflict, DatabaseUnavailable, OutcomeUnknown
 from nurseries.postgres.failures import QueryFailed
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
     from nurseries.request import Failure, Kernel, Request
 
 MAX_KEY_LENGTH: Final = 255
+WAITING_RUNS: Final = 20_000
+WAITING_RUNS_PER_USER: Final = 1_000
 FOREIGN_KEY_VIOLATION: Final = "23503"
 logger = structlog.get_logger(__name__)
 
@@ -58,10 +62,12 @@ class KeyReused(InvalidField):
 
 @attrs.frozen(kw_only=True)
 class RunBounds:
-    """Bounds of what may be asked for: characters a message, runs that wait in one thread."""
+    """Bounds of what may be asked for: characters a message, runs that wait in one thread, and that run at once."""
 
     message_characters: int = 32_000
     queued_per_thread: int = 20
+    running_per_user: int = 8
+    running: int = 2_000
 
 
 @attrs.frozen
@@ -88,6 +94,17 @@ class Runs:
         self._journal = journal
         self._catalog = catalog
         self._bounds = bounds
+        # Who starts more runs than these has them wait, however long: a run that waits has not failed.
+        self._running = Budget(
+            BudgetLimits(
+                total=bounds.running,
+                per_user=bounds.running_per_user,
+                wait_seconds=math.inf,
+                waiters=WAITING_RUNS,
+                waiters_per_user=WAITING_RUNS_PER_USER,
+            ),
+            name="running runs",
+        )
         self.threads = Threads(journal)
         self._runs: dict[str, Run] = {}
         self._idle = trio.Event()
@@ -225,10 +242,11 @@ class Runs:
                 await self._journal.append(origin, "run_queued", run.queued_payload())
             with run.scope:
                 await run.turn.wait()
-                run.started, run.status = True, "running"
-                change = journal_store.RunChange(run.run_id, "running", started=True)
-                await self._journal.append(origin, "agent_started", run.started_payload(), change=change)
-                result = await run_request(self._kernel, run.context, partial(self._work, run))
+                async with self._running.lease(run.context.user_id):
+                    run.started, run.status = True, "running"
+                    change = journal_store.RunChange(run.run_id, "running", started=True)
+                    await self._journal.append(origin, "agent_started", run.started_payload(), change=change)
+                    result = await run_request(self._kernel, run.context, partial(self._work, run))
         except Exception as error:
             logger.exception("run broke", run_id=run.run_id)
             result = describe(error)

@@ -74,7 +74,7 @@ def ours(parameters, kind):
 
 
 async def asyncpg_queries(parameters, **options):
-    import asyncpg  # noqa: PLC0415 - each process imports its own driver only
+    import asyncpg
 
     async with asyncpg.create_pool(
         **parameters, database="postgres", min_size=4, max_size=4, **options
@@ -88,7 +88,7 @@ async def asyncpg_queries(parameters, **options):
 
 
 def asyncpg_on_asyncio(parameters):
-    import asyncio  # noqa: PLC0415 - each process imports its own driver only
+    import asyncio
 
     async def no_reset(connection):
         """By default every return to the pool is a second round trip, which resets the session."""
@@ -97,14 +97,14 @@ def asyncpg_on_asyncio(parameters):
 
 
 def asyncpg_as_it_is(parameters):
-    import asyncio  # noqa: PLC0415 - each process imports its own driver only
+    import asyncio
 
     asyncio.run(asyncpg_queries(parameters))
 
 
 def asyncpg_on_trio_asyncio(parameters):
-    import asyncpg  # noqa: PLC0415 - each process imports its own driver only
-    import trio_asyncio  # noqa: PLC0415 - each process imports its own driver only
+    import asyncpg
+    import trio_asyncio
 
     async def main():
         pool = await trio_asyncio.aio_as_trio(asyncpg.create_pool)(
@@ -122,8 +122,8 @@ def asyncpg_on_trio_asyncio(parameters):
 
 
 def triopg_as_it_is(parameters):
-    import trio_asyncio  # noqa: PLC0415 - each process imports its own driver only
-    import triopg  # noqa: PLC0415 - each process imports its own driver only
+    import trio_asyncio
+    import triopg
 
     async def main():
         async with triopg.create_pool(**parameters, database="postgres", min_size=4, max_size=4) as pool:

@@ -106,13 +106,19 @@ async def run(process: trio.Process, count: int) -> None:
         after = await closed(http, admin)
     first, last = rounds[0][0], rounds[-1]
     print(f"{count} idle sockets")
-    print(f"memory a socket, first round   {(rounds[0][1]['memory'] - first['memory']) / count / 1024:6.1f} KiB")
+    print(
+        f"memory a socket, first round   {(rounds[0][1]['memory'] - first['memory']) / count / 1024:6.1f} KiB"
+    )
     print(f"tasks a socket                 {(last[1]['tasks'] - last[0]['tasks']) / count:6.2f}")
     print(f"descriptors a socket           {(last[1]['descriptors'] - last[0]['descriptors']) / count:6.2f}")
     print("after all were closed, against before the first:")
-    print(f"  tasks {after['tasks'] - first['tasks']:+.0f}, descriptors {after['descriptors'] - first['descriptors']:+.0f}")
-    print(f"  memory {(after['memory'] - first['memory']) / 2**20:+.1f} MiB; between the last two rounds"
-          f" {(last[0]['memory'] - rounds[-2][0]['memory']) / 2**20:+.1f} MiB")
+    print(
+        f"  tasks {after['tasks'] - first['tasks']:+.0f}, descriptors {after['descriptors'] - first['descriptors']:+.0f}"
+    )
+    print(
+        f"  memory {(after['memory'] - first['memory']) / 2**20:+.1f} MiB; between the last two rounds"
+        f" {(last[0]['memory'] - rounds[-2][0]['memory']) / 2**20:+.1f} MiB"
+    )
 
 
 if __name__ == "__main__":

@@ -39,10 +39,10 @@ IDLE_SOCKETS = 1_000
 
 def serve_nurseries() -> None:
     """Our listener with Quart, and a handler on the socket itself."""
-    import trio  # noqa: PLC0415  # each server process imports its own stack only
-    from quart_trio import QuartTrio  # noqa: PLC0415
+    import trio  # each server process imports its own stack only
+    from quart_trio import QuartTrio
 
-    from nurseries.serving import Handshake, Listener, ServingLimits, SocketClosed  # noqa: PLC0415
+    from nurseries.serving import Handshake, Listener, ServingLimits, SocketClosed
 
     app = QuartTrio("bench")
 
@@ -86,11 +86,11 @@ def serve_nurseries() -> None:
 
 def serve_hypercorn() -> None:
     """Hypercorn and quart-trio as they come."""
-    import trio  # noqa: PLC0415
-    from hypercorn.config import Config  # noqa: PLC0415
-    from hypercorn.trio import serve  # noqa: PLC0415
-    from quart import websocket  # noqa: PLC0415
-    from quart_trio import QuartTrio  # noqa: PLC0415
+    import trio
+    from hypercorn.config import Config
+    from hypercorn.trio import serve
+    from quart import websocket
+    from quart_trio import QuartTrio
 
     app = QuartTrio("bench")
 
@@ -130,7 +130,7 @@ def serve_hypercorn() -> None:
 
 def serve_uvicorn() -> None:
     """Uvicorn with uvloop, httptools and websockets, and a bare ASGI application."""
-    import uvicorn  # noqa: PLC0415
+    import uvicorn
 
     sockets = set()
 

@@ -23,7 +23,7 @@ UPGRADE = (
 GET = b"GET / HTTP/1.1\r\nHost: test\r\n"
 
 
-def make_app(events: list[str]) -> QuartTrio:  # noqa: C901  # a route for each way to behave
+def make_app(events: list[str]) -> QuartTrio:  # a route for each way to behave
     """Return an application with a route for each way to behave; `events` records how handlers ended."""
     app = QuartTrio("house")
     app.config["RESPONSE_TIMEOUT"] = None

@@ -117,7 +117,7 @@ async def test_drip(autojump_clock):
     """A byte now and then does not put a deadline off."""
     async with serving() as house, house.connect() as peer:
         began = trio.current_time()
-        with pytest.raises(trio.BrokenResourceError):  # noqa: PT012  # whichever byte is the last
+        with pytest.raises(trio.BrokenResourceError):  # whichever byte is the last
             while True:
                 await peer.send(b"X")
                 await trio.sleep(1)

@@ -12,10 +12,10 @@ from app.chat.journal import Journal
 from app.chat.run import Ask
 from app.chat.runs import Accepted, RunBounds, Runs
 from app.engine.agent import Agent, Answer
-from app.engine.engine import Catalog, built_in_tools
-from app.engine.registry import AgentRegistry
 from app.engine.assistant import Assistant
+from app.engine.engine import Catalog, built_in_tools
 from app.engine.load import Load
+from app.engine.registry import AgentRegistry
 from nurseries.budgets import Budget, BudgetLimits
 from nurseries.events import Streams
 from nurseries.postgres.pool import PoolLimits, open_pool
@@ -109,7 +109,7 @@ async def chat(house, database, nursery) -> AsyncIterator[Chat]:
         streams = Streams()
         journal_database = Database(pool, borrower="journal")
         journal = Journal(journal_database, streams)
-        kernel = Kernel(house.pool, journal, Budget(BudgetLimits()))
+        kernel = Kernel(house.pool, journal, Budget(BudgetLimits(total=200, per_user=100)))
         agents = AgentRegistry([Patient, Broken, Exiting, Echo, Assistant, Load])
         runs = Runs(kernel, journal, Catalog(agents=agents, tools=built_in_tools()), RunBounds())
         await nursery.start(journal.run)

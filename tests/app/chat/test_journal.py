@@ -39,7 +39,9 @@ async def test_a_thread_that_cannot_be_written_stays_alone_with_it(chat, house):
             await chat.journal.append(origin(chat, user_id, thread_id), "message_delta", {"text": thread_id})
         with pytest.raises(LogBroken):
             await chat.journal.committed(origin(chat, user, gone))
-        assert [event.thread_id for event in await outbox.take()] == [good], "what is not in the log is not heard"
+        assert [event.thread_id for event in await outbox.take()] == [good], (
+            "what is not in the log is not heard"
+        )
     with pytest.raises(LogBroken):
         await chat.journal.append(origin(chat, user, gone), "message_delta", {"text": "more"})
     assert len(chat.envelopes(good)) == len(chat.envelopes(stranger)) == 1

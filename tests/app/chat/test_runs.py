@@ -40,7 +40,12 @@ async def test_a_run_tells_its_story_in_order_and_is_stored(chat, user, thread):
     accepted = await chat.submit(user, thread, "hello there")
     await accepted.run.done.wait()
     envelopes = chat.envelopes(thread)
-    assert [e["type"] for e in envelopes] == ["run_queued", "agent_started", "message_delta", "agent_completed"]
+    assert [e["type"] for e in envelopes] == [
+        "run_queued",
+        "agent_started",
+        "message_delta",
+        "agent_completed",
+    ]
     assert [e["seq"] for e in envelopes] == [1, 2, 3, 4]
     assert {e["user_id"] for e in envelopes} == {user}
     assert envelopes[-1]["payload"]["output"] == "hello there"
@@ -86,6 +91,22 @@ async def test_threads_do_not_wait_for_each_other(chat, user, house):
     assert chat.status(accepted.run_id) == "completed"
 
 
+async def test_a_user_runs_a_bounded_number_at_once(chat, user, house):
+    """The ninth run of a user waits as queued, in whatever thread, until one ends; another user's starts at once."""
+    threads = [house.thread(user) for _ in range(9)]
+    runs = [(await chat.submit(user, thread, agent="patient")).run for thread in threads]
+    for thread in threads[:8]:
+        await begun(chat, thread)
+    assert [run.status for run in runs] == ["running"] * 8 + ["queued"]
+    other = house.user()
+    stranger = await chat.submit(other, house.thread(other))
+    await stranger.run.done.wait()
+    assert runs[8].status == "queued"
+    assert await chat.runs.cancel(user, runs[0].run_id)
+    await begun(chat, threads[8])
+    assert chat.status(runs[8].run_id) == "running"
+
+
 async def test_cancel_returns_when_everything_is_released(chat, user, thread):
     """After the cancel: no lease, no open request, the end in the log, what was said kept as partial."""
     accepted = await chat.submit(user, thread, agent="patient")
@@ -111,7 +132,9 @@ async def test_a_queued_run_can_be_cancelled(chat, user, thread):
     assert await chat.runs.cancel(user, waiting.run_id)
     assert chat.status(waiting.run_id) == "cancelled"
     assert chat.status(active.run_id) == "running"
-    assert chat.house.owner.execute("SELECT started_at FROM runs WHERE run_id = %s", (waiting.run_id,)).fetchone() == (None,)
+    assert chat.house.owner.execute(
+        "SELECT started_at FROM runs WHERE run_id = %s", (waiting.run_id,)
+    ).fetchone() == (None,)
 
 
 async def test_nobody_cancels_a_run_of_somebody_else(chat, user, thread, house):
@@ -303,7 +326,9 @@ async def test_runs_of_a_lost_server_end_as_interrupted(chat, user, thread, hous
     assert await interrupt_lost_runs(chat.runs, chat.journal, chat.journal_database) == 3
     envelopes = chat.envelopes(thread)
     assert [e["seq"] for e in envelopes] == list(range(1, 8))
-    assert [(e["type"], e["run_id"]) for e in envelopes[4:]] == [("run_interrupted", run_id) for run_id in sorted(lost)]
+    assert [(e["type"], e["run_id"]) for e in envelopes[4:]] == [
+        ("run_interrupted", run_id) for run_id in sorted(lost)
+    ]
     assert {chat.status(run_id) for run_id in lost} == {"interrupted"}
     assert await interrupt_lost_runs(chat.runs, chat.journal, chat.journal_database) == 0
 

@@ -186,7 +186,7 @@ class ScriptedServer:
 
     # -- sockets --------------------------------------------------------------------------------------
 
-    async def on_message(self, socket, frame, nursery):  # noqa: C901  a table of frames
+    async def on_message(self, socket, frame, nursery):
         self.received.append(frame)
         match frame:
             case {"type": "ping"}:

@@ -146,7 +146,7 @@ async def test_a_run_that_needs_the_database_fails_without_a_word_of_where_it_is
     await at_rest(server)
 
 
-async def test_connections_that_are_killed_are_a_503_or_nothing_at_all(server, alice, fault):  # noqa: C901  # four clients
+async def test_connections_that_are_killed_are_a_503_or_nothing_at_all(server, alice, fault):  # four clients
     """While everything is in use: no 500, no thread twice, no run without an end, and then as before."""
     thread = f"/v1/threads/{await alice.thread()}"
     answers, killed = [], 0

@@ -23,7 +23,9 @@ class Cursor:
     async def listen(self, user, stop_after: int, *, abort: bool) -> None:
         """Connect, subscribe after the last number, and break off after so many events."""
         async with user.socket() as socket:
-            await socket.send(type="subscribe", thread_id=self.thread_id, after=self.seen[-1] if self.seen else 0)
+            await socket.send(
+                type="subscribe", thread_id=self.thread_id, after=self.seen[-1] if self.seen else 0
+            )
             while stop_after > 0:
                 frame = await socket.receive()
                 if frame["type"] == "subscribed":

@@ -12,7 +12,6 @@ import trio_websocket
 from nurseries.session import Session
 from tests.fixtures.house import running_server, signed_up
 
-
 EVENTS = 120
 TOTAL = EVENTS + 3
 ORDER = json.dumps({"events": EVENTS, "delta_bytes": 8000})

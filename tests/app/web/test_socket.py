@@ -111,7 +111,13 @@ async def test_subscribe_replays_the_suffix_and_goes_on_live(server, alice):
         answer = await socket.receive()
         assert answer["recovered"] is True
         last = answer["last_seq"]
-        assert answer == {"type": "subscribed", "thread_id": thread, "after": 2, "last_seq": last, "recovered": True}
+        assert answer == {
+            "type": "subscribed",
+            "thread_id": thread,
+            "after": 2,
+            "last_seq": last,
+            "recovered": True,
+        }
         assert [(await socket.receive())["seq"] for _ in range(last - 2)] == list(range(3, last + 1))
         await socket.send(type="user_message", thread_id=thread, content="time")
         live = [frame for frame in await socket.until("agent_completed") if frame["type"] != "accepted"]
@@ -192,7 +198,11 @@ async def test_cancel_over_the_socket_ends_the_run(server, alice):
 async def test_a_bad_frame_is_answered_and_ends_nothing(server, alice, frame, code):
     """The error has the protocol's code, and the socket goes on."""
     thread = await alice.thread()
-    text = frame.replace("%(thread)s", thread).replace("%(missing)s", MISSING).replace("%(other)s", alice.user_id)
+    text = (
+        frame.replace("%(thread)s", thread)
+        .replace("%(missing)s", MISSING)
+        .replace("%(other)s", alice.user_id)
+    )
     async with alice.socket() as socket:
         await socket.connection.send_message(text)
         error = await socket.receive()
@@ -216,7 +226,9 @@ async def test_reject_is_a_conflict(server, alice):
     async with alice.socket() as socket:
         await socket.send(type="user_message", thread_id=thread, content=order, agent="load")
         await socket.until("agent_started")
-        await socket.send(type="user_message", thread_id=thread, content="x", on_conflict="reject", client_id="c-9")
+        await socket.send(
+            type="user_message", thread_id=thread, content="x", on_conflict="reject", client_id="c-9"
+        )
         error = (await socket.until("error"))[-1]
         assert (error["code"], error["in_reply_to"]) == ("conflict", "c-9")
 
@@ -249,7 +261,9 @@ async def test_a_run_that_belongs_to_its_socket_ends_with_it(server, alice):
     async with alice.socket() as witness:
         async with alice.socket() as socket:
             for thread, policy in zip(threads, ("cancel", "continue"), strict=True):
-                await socket.send(type="user_message", thread_id=thread, content=order, agent="load", on_disconnect=policy)
+                await socket.send(
+                    type="user_message", thread_id=thread, content=order, agent="load", on_disconnect=policy
+                )
                 runs.append((await socket.until("agent_started"))[0]["run_id"])
         last = (await witness.until("run_cancelled"))[-1]
         assert (last["run_id"], last["payload"]) == (runs[0], {"reason": "disconnected"})
@@ -293,7 +307,14 @@ async def test_the_subprotocol_is_required(server, alice, subprotocols):
 async def test_only_pages_of_this_server_may_open_a_socket(server, alice):
     """Foreign, look-alike and null origins: 403. Its own: fine."""
     host = server.removeprefix("http://")
-    for origin in ("https://evil.example", "null", f"http://{host}.evil.example", f"http://evil.example/{host}", "file://", host):
+    for origin in (
+        "https://evil.example",
+        "null",
+        f"http://{host}.evil.example",
+        f"http://evil.example/{host}",
+        "file://",
+        host,
+    ):
         assert (await refused(server, [bearer(alice), ("Origin", origin)]))[0] == 403, origin
     async with open_socket(server, [bearer(alice), ("Origin", server)]) as socket:
         assert (await socket.receive())["type"] == "connection_established"

@@ -129,7 +129,7 @@ async def test_a_unit_whose_backend_was_killed_runs_again_once(ann, notes, gate)
 
 async def test_a_transaction_whose_backend_was_killed_is_lost(ann, pool, notes):
     """Its body is the caller's to repeat; the connection is discarded."""
-    with pytest.raises(ConnectionLost):  # noqa: PT012 - the block is what is tested
+    with pytest.raises(ConnectionLost):
         async with ann.transaction() as tx:
             await tx.execute(INSERT, "never")
             ((pid,),) = await tx.fetch("SELECT pg_backend_pid()")
@@ -141,7 +141,7 @@ async def test_a_transaction_whose_backend_was_killed_is_lost(ann, pool, notes):
 
 async def test_a_backend_that_was_killed_before_the_commit_has_surely_rolled_back(ann, notes):
     """It said farewell before it was told to commit: no doubt about the outcome."""
-    with pytest.raises(ConnectionLost):  # noqa: PT012 - the block is what is tested
+    with pytest.raises(ConnectionLost):
         async with ann.transaction() as tx:
             await tx.execute(INSERT, "never")
             ((pid,),) = await tx.fetch("SELECT pg_backend_pid()")
@@ -161,7 +161,7 @@ async def test_a_backend_killed_during_the_commit_leaves_the_outcome_unknown(ann
     outcome = []
 
     async def unit():
-        with pytest.raises(OutcomeUnknown):  # noqa: PT012 - both ways to commit
+        with pytest.raises(OutcomeUnknown):
             if explicit:
                 async with ann.transaction() as tx:
                     await tx.execute(INSERT, "perhaps")
@@ -253,7 +253,7 @@ async def test_a_transaction_that_idles_too_long_is_rolled_back(notes, goes_on):
     """The server ends it; whoever goes on with it, or commits it, learns that it is lost."""
     options = "-c idle_in_transaction_session_timeout=50"
     async with open_pool(make_conninfo(notes.conninfo, options=options)) as pool:
-        with pytest.raises(ConnectionLost):  # noqa: PT012 - the block is what is tested
+        with pytest.raises(ConnectionLost):
             async with ScopedDatabase(pool, "ann").transaction() as tx:
                 await tx.execute(INSERT, "never")
                 ((pid,),) = await tx.fetch("SELECT pg_backend_pid()")

@@ -85,7 +85,7 @@ async def test_a_commit_that_is_refused_raises_and_keeps_nothing(ann, pool, note
     late = "INSERT INTO late VALUES (1)"
     with pytest.raises(UniqueViolation):
         await ann.batch([Statement(late), Statement(late)])
-    with pytest.raises(UniqueViolation):  # noqa: PT012 - the block is what is tested
+    with pytest.raises(UniqueViolation):
         async with ann.transaction() as tx:
             await tx.execute(late)
             await tx.execute(late)
@@ -130,7 +130,7 @@ async def test_a_transaction_commits_at_its_end_and_not_before(ann, notes):
 
 async def test_a_transaction_whose_body_raises_is_rolled_back(ann, pool):
     """The exception goes on as it is, nothing is kept, and the connection is used again."""
-    with pytest.raises(LookupError):  # noqa: PT012 - the block is what is tested
+    with pytest.raises(LookupError):
         async with ann.transaction() as tx:
             await tx.execute(INSERT, "one")
             raise LookupError
@@ -141,7 +141,7 @@ async def test_a_transaction_whose_body_raises_is_rolled_back(ann, pool):
 
 async def test_a_swallowed_failure_does_not_pass_for_a_commit(ann, pool):
     """PostgreSQL answers COMMIT of a failed transaction by a quiet ROLLBACK; the caller is told."""
-    with pytest.raises(QueryFailed, match="nothing of it can be committed"):  # noqa: PT012 - the block is what is tested
+    with pytest.raises(QueryFailed, match="nothing of it can be committed"):
         async with ann.transaction() as tx:
             await tx.execute(INSERT, "one")
             with pytest.raises(QueryFailed):
