@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -21,6 +22,7 @@ from app.chat.dispatch import Dispatch
 from app.chat.journal import Journal
 from app.chat.runs import RunBounds, Runs
 from app.database import open_store
+from app.encryption import Renewal, certificates_of
 from app.engine.engine import Catalog, built_in_agents, built_in_tools
 from app.engine.modules import register_module
 from app.janitor import Janitor
@@ -178,11 +180,14 @@ async def _serve(
         isolation=isolation,
         metrics=settings.metrics,
     )
+    certificates = certificates_of(settings)
     listener = Listener(
         http=make_application(accounts, kernel, runs, server, streams, catalog.agents, vitals),
         websocket=endpoint,
         host=settings.host,
         port=settings.port,
+        unix_path=Path(settings.unix_path) if settings.unix_path else None,
+        certificates=certificates,
         trusted_proxies=settings.trusted_proxies,
         limits=settings.serving,
     )
@@ -201,5 +206,7 @@ async def _serve(
         services.append(store.supervise)
     listen = partial(accounts.listen_for_revocations, store.access.accounts)
     services += [tenancy.run, journal.run, janitor.recover_then_run, listen]
+    if certificates is not None:
+        services.append(Renewal(listener).run)
     code = await accounts.create_first_user() if store.supervise is not None else None
     await server.run(services, listener, runs, ready=lambda urls: ready(urls, code))

@@ -108,6 +108,9 @@ class Settings:
         agents: a Python module whose agents are offered besides the built-in ones.
         origins: origins that may open sockets from a browser, besides the server's own.
         trusted_proxies: addresses and networks of the proxies whose `X-Forwarded-*` headers are believed.
+        tls_certificate: a PEM file with the certificate and its chain, for HTTPS; read again at SIGHUP.
+        tls_key: the PEM file with its private key.
+        unix_path: a unix socket to listen on besides.
         sockets_per_user: sockets that one user may have open at once.
         outbox_events: events that may wait for one socket; one more closes it with 1013.
         outbox_bytes: bytes that may wait for one socket; more closes it with 1013.
@@ -127,6 +130,9 @@ class Settings:
     agents: str = ""
     origins: tuple[str, ...] = attrs.field(default=(), validator=_origins)
     trusted_proxies: tuple[str, ...] = attrs.field(default=(), validator=_proxies)
+    tls_certificate: str = ""
+    tls_key: str = ""
+    unix_path: str = ""
     sockets_per_user: int = attrs.field(default=10, validator=_positive)
     outbox_events: int = attrs.field(default=OUTBOX_EVENTS, validator=_positive)
     outbox_bytes: int = attrs.field(default=OUTBOX_BYTES, validator=_positive)
