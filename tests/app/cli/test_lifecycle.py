@@ -233,7 +233,7 @@ async def test_kill(data_dir, tmp_path):
     """A killed server leaves no database running, and loses no message; its runs end as interrupted, once."""
     arguments = ("--data-dir", str(data_dir), "--load-agent")
     async with AsyncExitStack() as stack:
-        variables = {"NURSERIES_RUNS_RUNNING_PER_USER": "20"}
+        variables = {"NURSERIES_RUNS_RUNNING_PER_USER": "21"}
         server = await stack.enter_async_context(served(tmp_path / "log", *arguments, variables=variables))
         user = await stack.enter_async_context(signed_up(server.url))
         seen: dict[str, list[dict]] = {}
