@@ -6,7 +6,6 @@ of its one owner: the server, or the socket that asked for it.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from contextlib import suppress
 from functools import partial
@@ -16,6 +15,7 @@ import attrs
 import structlog
 import trio
 
+from app.chat.keys import check_key, fingerprint
 from app.chat.run import Ask, Run, new_run, origin_of
 from app.chat.threads import Threads
 from app.engine.engine import run_agent
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from nurseries.events import Origin
     from nurseries.request import Failure, Kernel, Request
 
-MAX_KEY_LENGTH: Final = 255
 WAITING_RUNS: Final = 20_000
 WAITING_RUNS_PER_USER: Final = 1_000
 FOREIGN_KEY_VIOLATION: Final = "23503"
@@ -146,8 +145,7 @@ class Runs:
             raise InvalidField("content", "must not be empty")
         if len(ask.content) > self._bounds.message_characters:
             raise InvalidField("content", f"longer than {self._bounds.message_characters} characters")
-        if ask.key is not None and not (0 < len(ask.key) <= MAX_KEY_LENGTH and ask.key.isprintable()):
-            raise InvalidField("client_id", f"must be 1 to {MAX_KEY_LENGTH} printable characters")
+        check_key(ask.key, "client_id")
         self._catalog.agents.get(ask.agent)
 
     def _admit(self, thread: ThreadRuns, ask: Ask) -> None:
@@ -208,8 +206,8 @@ class Runs:
         stored = await store.stored_answer(request.database, ask.key)
         if stored is None:
             return None
-        fingerprint, answer = stored
-        if fingerprint != _fingerprint(ask):
+        asked, answer = stored
+        if asked != _fingerprint(ask):
             raise KeyReused("client_id", "this idempotency key was used for something else")
         run_id = answer["run_id"]
         return Accepted(run_id, duplicate=True, run=self._runs.get(run_id))
@@ -339,6 +337,4 @@ class Runs:
 
 
 def _fingerprint(ask: Ask) -> bytes:
-    """Return the hash of what was asked, which tells a repeat from another use of the same key."""
-    asked = [ask.thread_id, ask.content, ask.agent, ask.on_conflict, ask.on_disconnect]
-    return hashlib.sha256(encode_json(asked)).digest()
+    return fingerprint(ask.thread_id, ask.content, ask.agent, ask.on_conflict, ask.on_disconnect)

@@ -10,13 +10,14 @@ from quart import Blueprint, Response, request
 
 from app.chat.calls import open_call
 from app.chat.ids import known
+from app.chat.keys import fingerprint
 from app.chat.runs import KeyReused
 from app.errors import InvalidField, NotFound
 from app.store import runs as key_store
 from app.store import threads as store
 from app.web.authentication import require_identity
 from app.web.bodies import Body, json_response, no_content, read_body
-from app.web.idempotency import idempotency_key, request_fingerprint
+from app.web.idempotency import idempotency_key
 from app.wire.codec import encode_json
 from nurseries.errors import OutcomeUnknown
 from nurseries.ids import new_id
@@ -114,12 +115,12 @@ async def _create(call: Request, title: str, key: str | None) -> store.Thread:
             if await store.get(call.database, thread.thread_id) is None:
                 raise
         return thread
-    fingerprint = request_fingerprint("thread", title)
-    answer = key_store.Key(key, fingerprint, encode_json(thread).decode())
+    asked = fingerprint("thread", title)
+    answer = key_store.Key(key, asked, encode_json(thread).decode())
     if await store.create(call.database, thread, answer):
         return thread
     stored = await key_store.stored_answer(call.database, key)
-    if stored is None or stored[0] != fingerprint:
+    if stored is None or stored[0] != asked:
         raise KeyReused("Idempotency-Key", "this key was used for something else")
     return msgspec.convert(stored[1], store.Thread)
 

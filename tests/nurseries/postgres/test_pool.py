@@ -24,6 +24,12 @@ async def hold(pool, borrower, *, task_status):
         await trio.sleep_forever()
 
 
+async def borrow(pool, borrower, got):
+    """Lease a connection, say which, and give it back."""
+    async with pool.lease(borrower) as connection:
+        got.append(connection)
+
+
 async def test_a_connection_is_used_again(pool):
     """Two units after each other share one connection."""
     assert await ask(pool, "SELECT pg_backend_pid()") == await ask(pool, "SELECT pg_backend_pid()")
@@ -273,12 +279,7 @@ async def test_a_connection_that_comes_back_soon_is_waited_for(notes):
     async with open_pool(notes.conninfo, limits) as pool, trio.open_nursery() as nursery:
         first = await pool.acquire("first")
         got = []
-
-        async def second():
-            async with pool.lease("second") as connection:
-                got.append(connection)
-
-        nursery.start_soon(second)
+        nursery.start_soon(borrow, pool, "second", got)
         await trio.testing.wait_all_tasks_blocked()
         assert got == []
         assert pool.statistics().overflow == 0
@@ -296,12 +297,7 @@ async def test_patience_ends_when_there_is_room_for_another_connection(notes):
     async with open_pool(notes.conninfo, limits) as pool, trio.open_nursery() as nursery:
         first = await pool.acquire("first")
         got = []
-
-        async def second():
-            async with pool.lease("second") as connection:
-                got.append(connection)
-
-        nursery.start_soon(second)
+        nursery.start_soon(borrow, pool, "second", got)
         await trio.testing.wait_all_tasks_blocked()
         first.close()
         pool.release(first)
