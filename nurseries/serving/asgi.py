@@ -17,6 +17,7 @@ from nurseries.serving.problem import CONTENT_TYPE, Problem
 if TYPE_CHECKING:
     from hypercorn.config import Config
 
+    from nurseries.serving.bodies import BodyLimit
     from nurseries.serving.limits import ServingLimits
 
 Receive = Callable[[], Awaitable[Any]]
@@ -122,7 +123,8 @@ class Inbox:
         """Return the next message."""
         await trio.lowlevel.checkpoint_if_cancelled()
         while not self._messages:
-            self._waiting = self._waiting or trio.Event()
+            if self._waiting is None:
+                self._waiting = trio.Event()
             await self._waiting.wait()
         message = self._messages[0]
         if message["type"] == "http.disconnect":
@@ -216,7 +218,7 @@ def problem_app(problem: Problem) -> ASGIApp:
 
 
 def objection(
-    method: bytes, target: bytes, items: list[tuple[bytes, bytes]], limits: ServingLimits
+    method: bytes, target: bytes, items: list[tuple[bytes, bytes]], limits: ServingLimits, body: BodyLimit
 ) -> Problem | None:
     """Return why a well-formed request is not given to the application, if it is not."""
     size = len(target) + sum(len(name) + len(value) + 4 for name, value in items)
@@ -230,6 +232,6 @@ def objection(
     if not target.isascii() or not (target.startswith((b"/", b"http://", b"https://")) or target == b"*"):
         return Problem.of(400)
     for name, value in items:
-        if name == b"content-length" and int(value) > limits.body_bytes:
+        if name == b"content-length" and int(value) > body.size:
             return Problem.of(413)
     return None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import attrs
 import trio
@@ -16,13 +17,18 @@ from nurseries.serving.problem import Problem
 from nurseries.serving.rates import AddressRates, rate_key
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable
 
     from hypercorn.protocol.events import Event
 
     from nurseries.serving.asgi import ASGIApp, Tasks
+    from nurseries.serving.bodies import BodyLimit, BodyLimits
     from nurseries.serving.limits import ServingLimits
     from nurseries.serving.peers import TrustedProxies
+
+
+OnLimit = Callable[[Literal["rate", "connections"], str], object]
+"""Told which limit somebody met, and from which address. It must neither wait nor raise."""
 
 
 @attrs.frozen
@@ -69,10 +75,12 @@ class Serving:
 
     http: ASGIApp
     limits: ServingLimits
+    bodies: BodyLimits
     proxies: TrustedProxies
     rates: AddressRates
     config: Config
     context: WorkerContext
+    on_limit: OnLimit
     connections: set[Drainable] = attrs.field(factory=set)
     websockets: int = 0
     requests: int = 0
@@ -85,7 +93,14 @@ class Serving:
     draining: bool = False
 
     @classmethod
-    def of(cls, http: ASGIApp, limits: ServingLimits, proxies: TrustedProxies) -> Serving:
+    def of(
+        cls,
+        http: ASGIApp,
+        limits: ServingLimits,
+        bodies: BodyLimits,
+        proxies: TrustedProxies,
+        on_limit: OnLimit,
+    ) -> Serving:
         """Return the state of a new listener."""
         config = Config()
         config.accesslog = None
@@ -96,7 +111,7 @@ class Serving:
         config.h2_max_header_list_size = limits.head_bytes
         config.keep_alive_max_requests = 2**62  # a rate per address bounds requests, not a number of them
         rates = AddressRates(limits.requests_per_second, limits.request_burst, limits.rate_addresses)
-        return cls(http, limits, proxies, rates, config, WorkerContext(None))
+        return cls(http, limits, bodies, proxies, rates, config, WorkerContext(None), on_limit)
 
     def drain(self) -> None:
         """Ask every connection to end when it is done."""
@@ -117,6 +132,7 @@ class Serving:
         if wait == 0.0:
             return None
         self.rate_limited += 1
+        self.on_limit("rate", address)
         return Problem.of(429, retry_after=wait)
 
     def begin(  # noqa: PLR0913  # one request, as both protocols describe it
@@ -125,6 +141,7 @@ class Serving:
         tasks: Tasks,
         address: str,
         items: list[tuple[bytes, bytes]],
+        body: BodyLimit,
         problem: Problem | None,
         send: Callable[[Event], Awaitable[None]],
         stream_id: int,
@@ -141,7 +158,7 @@ class Serving:
         app = self.http if problem is None else problem_app(problem)
         peer = (client.address, 0)
         parts = (app, self.config, self.context, tasks, client.secure, peer, None, send, stream_id)
-        return Exchange(*parts, body_bytes=self.limits.body_bytes, wanted=problem is None)
+        return Exchange(*parts, body_bytes=body.size, wanted=problem is None)
 
     async def end(self, exchange: Exchange) -> None:
         """Tell the application of an exchange that it is over. Not a checkpoint."""

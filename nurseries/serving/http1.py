@@ -179,16 +179,19 @@ class HTTP1(H11Protocol):
     def _objection(self, request: h11.Request) -> Problem | None:
         if request.http_version not in {b"1.0", b"1.1"}:
             return Problem.of(505)
-        return objection(request.method, request.target, list(request.headers), self._limits)
+        body = self._serving.bodies.of(request.target)
+        return objection(request.method, request.target, list(request.headers), self._limits, body)
 
     async def _begin(self, request: h11.Request, problem: Problem | None) -> None:
         """Start answering a request whose head is complete."""
         items = list(request.headers)
-        self._enter(Phase.BODY, self._limits.body_seconds)
+        body = self._serving.bodies.of(request.target)
+        self._enter(Phase.BODY, body.seconds)
         self._exchange = self.stream = self._serving.begin(
             tasks=self._tasks,
             address=self._address,
             items=items,
+            body=body,
             problem=problem,
             send=self.stream_send,
             stream_id=STREAM_ID,

@@ -30,6 +30,7 @@ from nurseries.serving.rates import Rate
 from nurseries.serving.wire import Wire, WireBroken
 
 if TYPE_CHECKING:
+    from nurseries.serving.bodies import BodyLimit
     from nurseries.serving.connection import Serving
 
 _GONE = (h2.exceptions.ProtocolError, KeyError)
@@ -41,6 +42,7 @@ _BODIES_AT_ONCE = 4  # full request bodies that one connection may have on the w
 @attrs.define(eq=False)
 class _Stream:
     exchange: Exchange
+    limit: BodyLimit
     body_until: float  # when the request's body must be complete; inf once it is
     body_bytes: int = 0
 
@@ -172,18 +174,19 @@ class HTTP2:
         pseudo = {name: value for name, value in headers if name.startswith(b":")}
         items = filter_pseudo_headers(headers)
         method, target = pseudo.get(b":method", b""), pseudo.get(b":path", b"")
-        problem = objection(method, target, items, self._limits)
+        body = self._serving.bodies.of(target)
+        problem = objection(method, target, items, self._limits, body)
         exchange = self._serving.begin(
             tasks=self._tasks,
             address=self._address,
             items=items,
+            body=body,
             problem=problem,
             send=self._stream_send,
             stream_id=stream_id,
             secure=self._wire.secure,
         )
-        until = trio.current_time() + self._limits.body_seconds
-        self._streams[stream_id] = _Stream(exchange, until)
+        self._streams[stream_id] = _Stream(exchange, body, trio.current_time() + body.seconds)
         await exchange.handle(
             Request(
                 stream_id=stream_id,
@@ -201,7 +204,7 @@ class HTTP2:
         if stream is not None:
             stream.body_bytes += len(data)
             on_the_way = sum(other.body_bytes for other in self._streams.values() if other.receiving)
-            if on_the_way > _BODIES_AT_ONCE * self._limits.body_bytes:
+            if on_the_way > _BODIES_AT_ONCE * stream.limit.size:
                 await stream.exchange.give_up(Problem.of(413))
             else:
                 await stream.exchange.handle(Body(stream_id=stream_id, data=data))

@@ -7,7 +7,7 @@ import errno
 import logging
 import socket
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import trio
@@ -15,7 +15,8 @@ import trio
 from nurseries.cleanup import cleanup_scope
 from nurseries.serving.asgi import ASGIApp, barrier
 from nurseries.serving.bind import listening, url_of
-from nurseries.serving.connection import Serving, ServingStatistics
+from nurseries.serving.bodies import BodyLimit, BodyLimits
+from nurseries.serving.connection import OnLimit, Serving, ServingStatistics
 from nurseries.serving.handshake import Handshake, Refused
 from nurseries.serving.headers import Headers
 from nurseries.serving.http1 import HTTP1
@@ -42,6 +43,10 @@ _ACCEPT_AT_ONCE = 64
 _TURN_AWAY_AT_ONCE = 64
 
 
+def _nobody(_limit: str, _address: str) -> None:
+    """Told of limits where nobody else wants to know."""
+
+
 class Listener:
     """Serves an ASGI application and a WebSocket handler on one port.
 
@@ -60,6 +65,8 @@ class Listener:
         certificates: Certificates | None = None,
         trusted_proxies: Iterable[str] = (),
         limits: ServingLimits | None = None,
+        bodies: Mapping[str, BodyLimit] | None = None,
+        on_limit: OnLimit = _nobody,
     ) -> None:
         """Make a listener; `serve` runs it.
 
@@ -72,13 +79,18 @@ class Listener:
             certificates: makes every TCP and unix connection a TLS one.
             trusted_proxies: addresses and networks, and `"unix"`, whose `X-Forwarded-*` headers are believed.
             limits: every deadline and bound.
+            bodies: those of the paths whose bodies may be larger, such as uploads.
+            on_limit: told of each request and connection that is turned away for a limit.
 
         Raises:
             ValueError: a trusted proxy is no address.
             OSError: a certificate cannot be read.
         """
         self._limits = limits or ServingLimits()
-        self._serving = Serving.of(http, self._limits, TrustedProxies(trusted_proxies))
+        usual = BodyLimit(self._limits.body_bytes, self._limits.body_seconds)
+        self._serving = Serving.of(
+            http, self._limits, BodyLimits(usual, bodies or {}), TrustedProxies(trusted_proxies), on_limit
+        )
         self._websocket = websocket
         self._bind = (host, port, unix_path)
         self._certificates = certificates
@@ -179,6 +191,7 @@ class Listener:
             nursery.start_soon(self._run, sock, address, key)
             return
         self._serving.refused += 1
+        self._serving.on_limit("connections", address)
         if self._tls is not None or self._turning_away >= _TURN_AWAY_AT_ONCE:
             sock.close()
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from http import HTTPStatus
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import attrs
@@ -14,18 +15,20 @@ if TYPE_CHECKING:
 
 CONTENT_TYPE = "application/problem+json"
 
-_CODES = {
-    400: "bad_request",
-    408: "timeout",
-    413: "too_large",
-    414: "too_large",
-    429: "rate_limited",
-    431: "too_large",
-    500: "internal",
-    501: "not_implemented",
-    505: "not_implemented",
-    503: "unavailable",
-}
+_CODES = MappingProxyType(
+    {
+        400: "bad_request",
+        408: "timeout",
+        413: "too_large",
+        414: "too_large",
+        429: "rate_limited",
+        431: "too_large",
+        500: "internal",
+        501: "not_implemented",
+        505: "not_implemented",
+        503: "unavailable",
+    }
+)
 
 
 @attrs.frozen

@@ -1,4 +1,4 @@
-"""One WebSocket: the sans-I/O protocol of `websockets`, driven by its reader and its writer.
+"""One WebSocket on its connection: deadlines, heartbeat, a flood that is held back, and the way to an end.
 
 There is no task in here. The task that calls `receive` reads the socket, answers pings, notices silence and
 holds back a flood; the task that calls `send` writes. Both may be the same.
@@ -6,31 +6,24 @@ holds back a flood; the task that calls `send` writes. Both may be the same.
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING
 
 import trio
-from websockets.frames import Close, Frame, Opcode
-from websockets.protocol import SERVER, Protocol, State
 
+from nurseries.serving.dialogue import Dialogue
 from nurseries.serving.rates import Rate
 from nurseries.serving.wire import Wire, WireBroken
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from websockets.extensions import Extension
-    from websockets.http11 import Request, Response
+    from websockets.frames import Close
 
     from nurseries.serving.limits import ServingLimits
 
-# At DEBUG the library logs headers and payloads, that is tokens and conversations.
-QUIET = logging.getLogger("nurseries.serving.protocol")
-QUIET.setLevel(logging.WARNING)
-
 ABNORMAL = 1006
 _NO_STATUS = 1005
-_REASON_BYTES = 123  # what a close frame has room for beside its code (RFC 6455, 5.5)
 
 
 class SocketClosed(Exception):
@@ -40,18 +33,21 @@ class SocketClosed(Exception):
         code: the close code: the peer's when it closed first, else ours; 1005 when the peer gave none,
             1006 when the connection was lost without a farewell.
         reason: the text that came with it.
+        by_peer: whether the peer said farewell first.
     """
 
-    def __init__(self, code: int, reason: str = "") -> None:
+    def __init__(self, code: int, reason: str = "", *, by_peer: bool = False) -> None:
         super().__init__(f"{code} {reason}".rstrip())
         self.code = code
         self.reason = reason
+        self.by_peer = by_peer
 
 
 class WebSocket:
     """An accepted WebSocket. One task may `receive` while another one `send`s.
 
-    Somebody must always be in `receive`: it is what sees the peer leave and what keeps the heartbeat.
+    Somebody must always be in `receive`: it is what sees the peer leave and what keeps the heartbeat. Who
+    cannot take a message now waits in `wait_left` meanwhile.
 
     Attributes:
         peer: the client's address.
@@ -60,17 +56,13 @@ class WebSocket:
 
     __slots__ = (
         "_closed",
-        "_deflated",
+        "_dialogue",
         "_ended",
-        "_events",
+        "_holding",
         "_limits",
-        "_message",
-        "_outgoing",
         "_over_until",
-        "_protocol",
         "_rate",
         "_reading",
-        "_text",
         "_wire",
         "peer",
         "subprotocol",
@@ -90,20 +82,13 @@ class WebSocket:
         self.subprotocol = subprotocol
         self._wire = wire
         self._limits = limits
-        self._protocol = Protocol(SERVER, max_size=limits.message_bytes, logger=QUIET)
-        self._protocol.extensions = list(extensions)
-        self._deflated = bool(extensions)
+        self._dialogue = Dialogue(limits.message_bytes, extensions, early)
         self._rate = Rate(limits.frames_per_minute / 60, limits.frame_burst)
         self._over_until = 0.0  # when a peer that stays above its rate is closed; 0.0 below it
-        self._outgoing: list[bytes] = []
-        self._message: bytearray | None = None  # the fragments so far
-        self._text = False
+        self._holding: trio.CancelScope | None = None  # in it a flood is held back
         self._reading = False
         self._ended: trio.Event | None = None  # made when somebody waits for it
         self._closed: SocketClosed | None = None
-        if early:
-            self._protocol.receive_data(early)
-        self._events: Iterator[Request | Response | Frame] = iter(self._protocol.events_received())
 
     # -- receiving -----------------------------------------------------------------------------------
 
@@ -118,9 +103,9 @@ class WebSocket:
         """
         waited = False
         while True:
-            event = next(self._events, None)  # frames that came in one read are handed out one by one
-            if event is None:
-                if self._closed is not None or self._protocol.state is not State.OPEN:
+            frame = self._dialogue.next_frame()  # frames that came in one read are handed out one by one
+            if frame is None:
+                if self._closed is not None or not self._dialogue.is_open:
                     await self._end()
                     raise self._why()
                 await self._read()
@@ -134,43 +119,18 @@ class WebSocket:
                 self._over_until = self._over_until or now + self._limits.flood_seconds
                 await self._hold_back(now + wait)
                 waited = True
-            try:
-                message = self._take(event)
-            except UnicodeDecodeError as error:
-                self._events = iter(())
-                if self._protocol.state is State.OPEN:
-                    self._protocol.fail(1007, f"{error.reason} at position {error.start}")
-                continue
+            message = self._dialogue.message_of(frame)
             if message is not None:
                 if not waited:
                     await trio.lowlevel.checkpoint()
                 return message
 
-    def _take(self, event: Request | Response | Frame) -> str | bytes | None:
-        """Return the message that this frame completes, if it does."""
-        assert isinstance(event, Frame)
-        opcode = event.opcode
-        if opcode is Opcode.TEXT or opcode is Opcode.BINARY:
-            text = opcode is Opcode.TEXT
-            data = event.data
-            if not event.fin:
-                self._text = text
-                self._message = bytearray(data)
-                return None
-        elif opcode is Opcode.CONT and self._message is not None:
-            self._message += event.data
-            if not event.fin:
-                return None
-            text, data, self._message = self._text, self._message, None
-        else:
-            return None
-        return str(data, "utf-8") if text else bytes(data)
-
     async def _read(self) -> None:
-        """Feed the protocol the next bytes and send what it answers, pinging a peer that is silent."""
+        """Take the next bytes and send what answers them, pinging a peer that is silent."""
         pinged = False
         self._reading = True
         try:
+            await self._flush()  # what answers the bytes that came with the handshake
             while True:
                 silent_at = trio.current_time() + self._limits.heartbeat_seconds
                 with trio.CancelScope(deadline=silent_at) as scope:  # move_on_after costs twice as much
@@ -181,25 +141,37 @@ class WebSocket:
                     await self._close_by_itself(4408, "no heartbeat")
                     raise self._why()
                 pinged = True
-                if self._protocol.state is State.OPEN:
-                    self._protocol.send_ping(b"")
-                    await self._flush()
-            if data:
-                self._protocol.receive_data(data)
-                self._events = iter(self._protocol.events_received())
-            else:
-                self._protocol.receive_eof()
-            if self._protocol.writes:
+                self._dialogue.ping()
                 await self._flush()
+            self._dialogue.feed(data)
+            await self._flush()
         except WireBroken:
             self._mark_closed(ABNORMAL)
         finally:
             self._reading = False
             self._wake_closer()
 
+    async def wait_left(self) -> None:
+        """Return when the peer has left, taking no message: for who cannot take one now, and must see that.
+
+        What comes meanwhile waits for `receive`, in bounded memory. Then the socket is closed, and messages
+        that nobody received are dropped. Nothing is raised.
+        """
+        self._reading = True
+        try:
+            await self._wire.wait_end()
+        finally:
+            self._reading = False
+        self._mark_closed(ABNORMAL)
+        self._wire.abort()
+
     async def _hold_back(self, until: float) -> None:
-        await trio.sleep_until(min(until, self._over_until))
-        if self._closed is not None:  # by another task meanwhile
+        if not self._dialogue.is_open:  # whoever closes waits for what the peer says to that
+            return
+        with trio.CancelScope(deadline=min(until, self._over_until)) as self._holding:
+            await self.wait_left()
+        self._holding = None
+        if self._closed is not None:
             raise self._why()
         if until >= self._over_until:
             await self._close_by_itself(1008, "too many frames")
@@ -208,7 +180,7 @@ class WebSocket:
     # -- sending -------------------------------------------------------------------------------------
 
     async def send(self, messages: Sequence[bytes]) -> None:
-        """Send text messages, already encoded as UTF-8, in one write.
+        """Send messages in one write: plain bytes as text, encoded as UTF-8 already, `Binary` as binary.
 
         A send that is cancelled while it writes leaves the socket closed, since the peer may have half a
         frame.
@@ -216,29 +188,13 @@ class WebSocket:
         Raises:
             SocketClosed: also when the peer takes nothing within the write deadline.
         """
-        await self._send(Opcode.TEXT, messages)
-
-    async def send_binary(self, messages: Sequence[bytes]) -> None:
-        """Send binary messages in one write; otherwise as `send`."""
-        await self._send(Opcode.BINARY, messages)
-
-    async def _send(self, opcode: Opcode, messages: Sequence[bytes]) -> None:
         await trio.lowlevel.checkpoint_if_cancelled()
-        if self._closed is not None or self._protocol.state is not State.OPEN:
+        if self._closed is not None or not self._dialogue.is_open:
             await trio.lowlevel.checkpoint()
             raise self._why()
-        outgoing = self._outgoing
-        if self._deflated:
-            for message in messages:
-                frame = Frame(opcode, message)
-                outgoing.append(frame.serialize(mask=False, extensions=self._protocol.extensions))
-        else:
-            first = 0x80 | opcode
-            for message in messages:
-                outgoing.append(_frame_head(first, len(message)))
-                outgoing.append(message)
+        self._dialogue.say(messages)
         try:
-            await self._flush()
+            await self._wire.send(self._dialogue.data_to_send())
         except WireBroken:
             self._mark_closed(ABNORMAL)
             raise self._why() from None
@@ -248,12 +204,9 @@ class WebSocket:
             raise
 
     async def _flush(self) -> None:
-        """Write everything that waits: messages first, then what the protocol has to say."""
-        writes = self._protocol.data_to_send()
-        if self._outgoing:
-            writes[:0] = self._outgoing
-            self._outgoing.clear()
-        await self._wire.send(writes[0] if len(writes) == 1 else b"".join(writes))
+        data = self._dialogue.data_to_send()
+        if data:
+            await self._wire.send(data)
 
     # -- closing -------------------------------------------------------------------------------------
 
@@ -268,9 +221,12 @@ class WebSocket:
         if not self._reading:
             await self._close_by_itself(code, reason)
             return
+        if self._holding is not None:
+            self._holding.cancel()
         try:  # the reader sees the answer
             with trio.move_on_after(self._limits.close_seconds):
-                await self._send_close(code, reason)
+                self._dialogue.say_farewell(code, reason)
+                await self._flush()
                 await self._wait_ended()
         except WireBroken:
             self._mark_closed(ABNORMAL)
@@ -278,25 +234,18 @@ class WebSocket:
             self._mark_closed(code, reason)
             self._wire.abort()
 
-    async def _send_close(self, code: int, reason: str) -> None:
-        if self._protocol.state is State.OPEN:
-            text = reason.encode()[:_REASON_BYTES].decode(errors="ignore")
-            self._protocol.send_close(code, text)
-            await self._flush()
-
     async def _close_by_itself(self, code: int, reason: str) -> None:
         """Close, reading the answer in this task."""
         self._reading = True
         try:
             with trio.move_on_after(self._limits.close_seconds):
-                await self._send_close(code, reason)
-                protocol = self._protocol
-                while protocol.close_rcvd is None and not protocol.eof_sent:
+                self._dialogue.say_farewell(code, reason)
+                await self._flush()
+                while not self._dialogue.over:
                     data = await self._wire.receive()
                     if not data:
                         break
-                    protocol.receive_data(data)
-                    protocol.events_received()
+                    self._dialogue.feed(data)
                 await self._wire.finish(self._limits.close_seconds)
         except WireBroken:
             self._mark_closed(ABNORMAL)
@@ -311,12 +260,15 @@ class WebSocket:
         if self._reading:  # another task closes, and reads the answer
             await self._wait_ended()
             return
+        if self._ended is not None:  # another task closes, and waits for what this one reads
+            while self._closed is None and not self._dialogue.over:
+                await self._read()
+            return
         if self._closed is not None:
             return
         self._reading = True
         try:
-            if self._protocol.writes:
-                await self._flush()
+            await self._flush()
             await self._wire.finish(self._limits.close_seconds)
         except WireBroken:
             pass
@@ -326,36 +278,29 @@ class WebSocket:
             self._wire.abort()
 
     async def _wait_ended(self) -> None:
-        self._ended = self._ended or trio.Event()
+        if self._ended is None:
+            self._ended = trio.Event()
         await self._ended.wait()
 
     def _mark_closed(self, code: int, reason: str = "") -> None:
         if self._closed is None:
-            protocol = self._protocol
-            first: Close | None = protocol.close_sent or protocol.close_rcvd
-            if first is None:
+            farewell = self._dialogue.farewell
+            if farewell is None:
                 self._closed = SocketClosed(code, reason)
             else:
-                self._closed = SocketClosed(first.code, first.reason)
-            self._events = iter(())
-            self._message = None
+                self._closed = self._ended_by(farewell)
+            self._dialogue.forget()
         self._wake_closer()
 
     def _wake_closer(self) -> None:
-        if self._ended is not None and (self._closed is not None or self._protocol.close_rcvd is not None):
+        if self._ended is not None and (self._closed is not None or self._dialogue.peer_closed):
             self._ended.set()
 
     def _why(self) -> SocketClosed:
         if self._closed is not None:
-            return SocketClosed(self._closed.code, self._closed.reason)
-        first = self._protocol.close_sent or self._protocol.close_rcvd
-        return SocketClosed(_NO_STATUS) if first is None else SocketClosed(first.code, first.reason)
+            return SocketClosed(self._closed.code, self._closed.reason, by_peer=self._closed.by_peer)
+        farewell = self._dialogue.farewell
+        return SocketClosed(_NO_STATUS) if farewell is None else self._ended_by(farewell)
 
-
-def _frame_head(first: int, length: int) -> bytes:
-    """Return the header of an unmasked frame (RFC 6455, 5.2)."""
-    if length < 126:
-        return bytes((first, length))
-    if length < 65_536:
-        return bytes((first, 126)) + length.to_bytes(2, "big")
-    return bytes((first, 127)) + length.to_bytes(8, "big")
+    def _ended_by(self, farewell: Close) -> SocketClosed:
+        return SocketClosed(farewell.code, farewell.reason, by_peer=self._dialogue.peer_first)

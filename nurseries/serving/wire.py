@@ -16,6 +16,7 @@ READ_BYTES = 16 * 1024
 """Read at once. Large enough for throughput, small enough that parsing it does not hold up the others."""
 
 _PIECE_BYTES = 64 * 1024
+_AHEAD_BYTES = 64 * 1024
 
 
 class WireBroken(Exception):
@@ -36,6 +37,7 @@ class Wire(abc.ABC):
     def __init__(self, write_seconds: float) -> None:
         self._write_seconds = write_seconds
         self._sending = trio.Lock()
+        self._ahead = b""  # what came while somebody waited for the peer's end
         self.broken = False
 
     async def send(self, data: bytes) -> None:
@@ -76,11 +78,35 @@ class Wire(abc.ABC):
             # Trio would wait for the descriptor -1 like for any other, and once for all closed sockets.
             await trio.lowlevel.checkpoint()
             raise WireBroken
+        if self._ahead:
+            await trio.lowlevel.checkpoint()
+            data, self._ahead = self._ahead, b""
+            return data
         try:
             return await self._receive()
         except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
             self.abort()
             raise WireBroken from error
+
+    async def wait_end(self) -> None:
+        """Return when the peer has sent its last or is gone, keeping for `receive` what it sends until then.
+
+        For who cannot take any more now, and must see a disconnect all the same. At most 64 KiB is kept; TCP
+        holds back what is beyond that, and hides the end behind it.
+        """
+        if self.broken:
+            await trio.lowlevel.checkpoint()
+            return
+        try:
+            while len(self._ahead) < _AHEAD_BYTES:
+                data = await self._receive()
+                if not data:
+                    return
+                self._ahead += data
+        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
+            self.abort()
+        else:
+            await trio.sleep_forever()
 
     async def finish(self, seconds: float) -> None:
         """Say that no more will be sent, let the peer read what was sent for at most `seconds`, then close.

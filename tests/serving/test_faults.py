@@ -8,7 +8,8 @@ import trio
 
 from nurseries.serving import ServingLimits
 from tests.serving.faults import Faults, Network, faulty
-from tests.serving.house import GET, PING, PONG, UPGRADE, Peer, frame, serving
+from tests.serving.house import serving
+from tests.serving.peer import GET, PING, PONG, UPGRADE, Peer, frame
 
 
 @asynccontextmanager

@@ -1,15 +1,14 @@
 """Ten thousand mutated inputs: handshakes, requests, frames, HTTP/2. The seed is in the test's name."""
 
 import random
-import socket
 
 import pytest
 import trio
 
 from nurseries.serving import ServingLimits
-from nurseries.serving.wire import SocketWire
-from tests.serving import test_hostile_http1, test_hostile_websocket, test_http2
-from tests.serving.house import GET, UPGRADE, Peer, frame, serving
+from tests.serving import http2_peer, test_hostile_http1, test_hostile_http2, test_hostile_websocket
+from tests.serving.house import serving
+from tests.serving.peer import GET, UPGRADE, Peer, frame
 
 SEED = 20_260_101
 AT_ONCE = 50
@@ -77,8 +76,8 @@ FRAMES = [
     for name, (data, _) in test_hostile_websocket.HOSTILE.items()
     if small(data) and name not in {"crash", "exit"}
 ] + [frame(b"hello"), frame(b"a", fin=False) + frame(b"b", 0), frame(b"x" * 300, 2), frame(b"", 9)] * 5
-HTTP2 = [data for data in test_http2.HOSTILE.values() if small(data)] + [
-    test_http2.SETUP + test_http2.headers(*test_http2.request(path)) for path in ("/", "/nope", "/wait")
+HTTP2 = [data for data in test_hostile_http2.HOSTILE.values() if small(data)] + [
+    http2_peer.SETUP + http2_peer.headers(*http2_peer.request(path)) for path in ("/", "/nope", "/wait")
 ]
 
 
@@ -137,22 +136,23 @@ async def test_fuzz_frames(seed, caplog):
     assert not caplog.records
 
 
+def http2_input(rng: random.Random) -> bytes:
+    """Return a mutated HTTP/2 connection; most begin as one."""
+    data = rng.choice(HTTP2)
+    kept = len(http2_peer.PREFACE) if rng.random() < 0.9 else 0
+    return data[:kept] + mutate(rng, data[kept:])
+
+
 @pytest.mark.parametrize("seed", [SEED])
-async def test_fuzz_http2(seed, caplog):
-    """1,000 mutated HTTP/2 connections crash nothing; they are spared the TLS around them."""
-    async with serving(LIMITS) as house, trio.open_nursery() as nursery:
+async def test_fuzz_http2(seed, certificates, caplog):
+    """1,000 mutated HTTP/2 connections crash nothing; they come in TLS, like every HTTP/2 connection."""
+    async with serving(LIMITS, certificates=certificates.files, client_tls=certificates.client) as house:
 
         async def one(rng: random.Random) -> None:
-            data = rng.choice(HTTP2)
-            kept = len(test_http2.PREFACE) if rng.random() < 0.9 else 0
-            ours, theirs = socket.socketpair()
-            ours.setblocking(False)
-            wire = SocketWire(ours, LIMITS.write_seconds)
-            wire.protocol = "h2"
-            nursery.start_soon(house.listener._serve, wire, "127.0.0.1")
-            stream = trio.SocketStream(trio.socket.from_stdlib_socket(theirs))
-            await speak(Peer(stream), data[:kept] + mutate(rng, data[kept:]), rng)
-            await stream.aclose()
+            async with house.connect("h2") as peer:
+                assert peer.stream.selected_alpn_protocol() == "h2"
+                await speak(peer, http2_input(rng), rng)
 
         await run(1_000, seed, one)
+        await house.wait_alone()
     assert not caplog.records

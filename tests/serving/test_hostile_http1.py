@@ -4,7 +4,8 @@ import pytest
 import trio
 
 from nurseries.serving import ServingLimits
-from tests.serving.house import GET, UPGRADE, serving
+from tests.serving.house import serving
+from tests.serving.peer import GET, UPGRADE
 
 POST = b"POST /length HTTP/1.1\r\nHost: test\r\n"
 UNANSWERED = 0

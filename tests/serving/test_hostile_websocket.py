@@ -6,7 +6,8 @@ import pytest
 import trio
 
 from nurseries.serving import ServingLimits
-from tests.serving.house import BINARY, CLOSE, PING, PONG, TEXT, UPGRADE, echo, frame, serving
+from tests.serving.house import echo, serving
+from tests.serving.peer import BINARY, CLOSE, PING, PONG, TEXT, UPGRADE, frame
 
 CONT = 0
 QUICK = ServingLimits(close_seconds=0.5)

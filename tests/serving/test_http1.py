@@ -7,7 +7,8 @@ import pytest
 import trio
 
 from nurseries.serving import ServingLimits
-from tests.serving.house import GET, UPGRADE, frame, serving
+from tests.serving.house import serving
+from tests.serving.peer import GET, UPGRADE, frame
 
 
 async def test_keep_alive_and_pipelining():

@@ -7,7 +7,8 @@ import pytest
 import trio
 
 from nurseries.serving import Certificates, Listener, ServingLimits
-from tests.serving.house import GET, echo, make_app, serving
+from tests.serving.house import echo, make_app, serving
+from tests.serving.peer import GET
 
 
 def secure(certificates, **options):
