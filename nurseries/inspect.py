@@ -1,4 +1,7 @@
-"""The live task tree: which nursery holds which task, with the sessions and requests that own them."""
+"""Looking at a server that runs: the live task tree, and the isolation audit, which has files of its own.
+
+The tree says which nursery holds which task, with the sessions and requests that own them.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,21 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
+from nurseries.audit import Audit, AuditBounds, Report
+from nurseries.sharing import Finding, shared_between
 
-    from nurseries.context import UserContext
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from nurseries.request import Request
     from nurseries.session import Session
+
+__all__ = ["Audit", "AuditBounds", "Finding", "Report", "live_tasks", "nursery_tree", "shared_between"]
 
 MAX_TASKS: Final = 10_000
 
 
-def nursery_tree(sessions: Iterable[Session], requests: Iterable[UserContext]) -> dict[str, Any]:
+def nursery_tree(sessions: Iterable[Session], requests: Iterable[Request]) -> dict[str, Any]:
     """Return the tasks of this process as a tree, and the open sessions and requests with their ages.
 
     Returns:
@@ -47,9 +55,20 @@ def nursery_tree(sessions: Iterable[Session], requests: Iterable[UserContext]) -
                 "depth": context.operation_depth,
                 "age": round((wall - context.created_at).total_seconds(), 3),
             }
-            for context in requests
+            for context in (request.context for request in requests)
         ],
     }
+
+
+def live_tasks() -> Iterator[trio.lowlevel.Task]:
+    """Return all tasks of this process."""
+    root = trio.lowlevel.current_root_task()
+    waiting = [] if root is None else [root]
+    while waiting:
+        task = waiting.pop()
+        yield task
+        for nursery in task.child_nurseries:
+            waiting.extend(nursery.child_tasks)
 
 
 class _Counter:
