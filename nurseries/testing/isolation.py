@@ -1,0 +1,41 @@
+"""Two scopes that must have nothing in common."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from nurseries.infrastructure import KERNEL
+from nurseries.inspect import shared_between
+from nurseries.roots import roots_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from nurseries.kinds import Infrastructure
+    from nurseries.sharing import Finding
+
+
+def assert_isolated(a: object, b: object, *, infrastructure: Infrastructure = KERNEL) -> None:
+    """Fail if anything that can change is in reach of both: by attributes, items, closures, classes or modules.
+
+    Args:
+        a: a request, a session, an agent, or anything else that belongs to one user.
+        b: the like of another user.
+        infrastructure: what they may share; `nurseries.inspect` says what is looked into.
+
+    Raises:
+        AssertionError: there is something; the message has the way to it from either side.
+    """
+    __tracebackhide__ = True
+    findings = shared_between({"a": roots_of(a), "b": roots_of(b)}, infrastructure=infrastructure)
+    if findings:
+        raise AssertionError(listing(findings))
+
+
+def listing(findings: Sequence[Finding]) -> str:
+    """Return the findings as text, each with the way to it from either side."""
+    lines = [f"in reach of both, and can change: {len(findings)}"]
+    for finding in findings:
+        lines.append(f"- {finding.type}, held as {finding.kind}")
+        lines += [f"    {owner}: {way}" for owner, way in finding.paths]
+    return "\n".join(lines)
