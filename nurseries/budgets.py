@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import attrs
 import trio
 
+from nurseries import observing
 from nurseries.errors import PoolExhausted
 
 if TYPE_CHECKING:
@@ -148,6 +149,7 @@ class Budget:
     def release(self, lease: Lease) -> None:
         """Give a lease back. The next waiter is woken; synchronous, so it cannot be interrupted."""
         self._leases.remove(lease)
+        observing.returned(self._name, lease)
         share = self._users[lease.user_id]
         share.leases -= 1
         self._global.release_on_behalf_of(lease)
@@ -194,6 +196,7 @@ class Budget:
     def _hold(self, share: _UserShare, lease: Lease) -> Lease:
         share.leases += 1
         self._leases.add(lease)
+        observing.taken(self._name, lease, lease.user_id)
         self._peak = max(self._peak, len(self._leases))
         return lease
 

@@ -71,9 +71,21 @@ class PoolExhausted(Unavailable):
 
 
 class DatabaseUnavailable(Unavailable):
-    """The database cannot be reached, or the breaker is open because it could not."""
+    """The database cannot be reached, or the breaker is open because it could not.
+
+    Attributes:
+        summary: what a caller may read of it, for its message is the database's own and names what is ours.
+    """
 
     code = "database_unavailable"
+    summary: ClassVar[str] = "The database cannot be reached just now."
+
+
+class StorageFull(DatabaseUnavailable):
+    """The database has no space left: nothing can be written until it has, and everything can be read."""
+
+    code = "storage_full"
+    summary: ClassVar[str] = "The database has no space left just now: nothing was stored."
 
 
 class TooManySessions(Unavailable):

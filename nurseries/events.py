@@ -142,12 +142,19 @@ class Emitter:
 
 
 class Outbox:
-    """What waits for one listener. Filled without waiting, emptied in batches."""
+    """What waits for one listener. Filled without waiting, emptied in batches.
 
-    __slots__ = ("_bytes", "_receive", "_send", "_size", "overflowed", "user_id")
+    Attributes:
+        user_id: whose events it takes.
+        overflowed: whether something did not fit.
+        owner: the task that listens, for inspection.
+    """
+
+    __slots__ = ("_bytes", "_receive", "_send", "_size", "overflowed", "owner", "user_id")
 
     def __init__(self, user_id: str, *, events: int = OUTBOX_EVENTS, size: int = OUTBOX_BYTES) -> None:
         self.user_id = user_id
+        self.owner = trio.lowlevel.current_task() if trio.lowlevel.in_trio_task() else None
         self.overflowed = False
         self._size = size
         self._bytes = 0
@@ -225,6 +232,10 @@ class Streams:
         """Offer the event to every listener of its user. Never waits, so that no listener slows another."""
         for outbox in self._outboxes.get(event.user_id, ()):
             outbox.offer(event)
+
+    def outboxes(self) -> tuple[Outbox, ...]:
+        """Return all outboxes, for inspection."""
+        return tuple(outbox for stream in self._outboxes.values() for outbox in stream)
 
     @property
     def users(self) -> int:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import time
+from typing import Final
 from uuid import UUID
+
+_ID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 
 
 def uuid7() -> UUID:
@@ -18,3 +22,8 @@ def uuid7() -> UUID:
 def new_id() -> str:
     """Return a new identifier in its text form, as it stands in the protocol."""
     return str(uuid7())
+
+
+def is_id(text: str) -> bool:
+    """Say whether a text could be an identifier of ours."""
+    return _ID.fullmatch(text) is not None

@@ -7,16 +7,19 @@ use, and the budget has its lease back.
 
 from __future__ import annotations
 
+import math
 from contextlib import asynccontextmanager
+from decimal import getcontext, setcontext
 from typing import TYPE_CHECKING, TypeVar
+from weakref import WeakValueDictionary
 
 import attrs
 import structlog
 import trio
 
-from nurseries.errors import CallerError, DatabaseUnavailable, NurseriesError, Unavailable
+from nurseries.errors import CallerError, DatabaseUnavailable, NurseriesError, RequestEnded, Unavailable
 from nurseries.events import Emitter
-from nurseries.groups import alone
+from nurseries.nursery import open_request_nursery
 from nurseries.postgres.scoped import ScopedDatabase
 
 if TYPE_CHECKING:
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from nurseries.budgets import Budget
     from nurseries.context import UserContext
     from nurseries.events import Log
+    from nurseries.nursery import RequestNursery
     from nurseries.postgres.pool import Pool
 
 T = TypeVar("T")
@@ -33,7 +37,7 @@ logger = structlog.get_logger(__name__)
 
 @attrs.frozen(eq=False)
 class Request:
-    """What one request owns. Nothing else is in reach of what runs in it.
+    """What one request owns. Nothing else is in reach of what runs in it, through public attributes.
 
     Attributes:
         context: who it is for.
@@ -45,14 +49,33 @@ class Request:
     context: UserContext
     database: ScopedDatabase
     events: Emitter
-    nursery: trio.Nursery
+    nursery: RequestNursery
+    _kernel: Kernel = attrs.field(repr=False)
 
 
 @attrs.define(eq=False)
 class Live:
-    """The requests that are open now, for inspection: request id to context."""
+    """What is open now, for inspection.
 
-    requests: dict[str, UserContext] = attrs.field(factory=dict)
+    Attributes:
+        requests: the open requests, by request id.
+        contexts: theirs, and those of ended requests that somebody still holds: there should be none.
+        opened: how many requests there have been.
+    """
+
+    requests: dict[str, Request] = attrs.field(factory=dict)
+    contexts: WeakValueDictionary[str, UserContext] = attrs.field(factory=WeakValueDictionary)
+    opened: int = 0
+
+    def add(self, request: Request) -> None:
+        """Count a request that opens."""
+        self.opened += 1
+        self.requests[request.context.request_id] = request
+        self.contexts[request.context.request_id] = request.context
+
+    def remove(self, context: UserContext) -> None:
+        """Forget a request that has ended."""
+        self.requests.pop(context.request_id, None)
 
 
 @attrs.frozen(eq=False)
@@ -82,18 +105,43 @@ async def open_request(kernel: Kernel, context: UserContext) -> AsyncIterator[Re
     Raises:
         PoolExhausted: no place came free within the budget's wait limit.
     """
-    async with kernel.budget.lease(context.user_id):
-        database = ScopedDatabase(kernel.pool, context.user_id)
-        events = Emitter(context, kernel.log)
-        kernel.live.requests[context.request_id] = context
-        try:
-            with alone():
-                async with trio.open_nursery() as nursery:
-                    yield Request(context, database, events, nursery)
-        finally:
-            events.close()
-            database.close()
-            del kernel.live.requests[context.request_id]
+    async with kernel.budget.lease(context.user_id), _open(kernel, context) as request:
+        yield request
+
+
+@asynccontextmanager
+async def open_child(parent: Request, operation: str) -> AsyncIterator[Request]:
+    """Open a request inside another one, for a part of its work: same user and thread, all else its own.
+
+    It takes no place in the budget: the place that it would wait for may be its parent's. Call it from the
+    parent's own tasks, so that it ends before the parent does.
+
+    Raises:
+        RequestEnded: the parent has ended.
+        DepthExceeded, InvalidContext: see `UserContext.child`.
+    """
+    kernel = parent._kernel  # noqa: SLF001  # the one place besides `open_request` that may make requests of it
+    if parent.context.request_id not in kernel.live.requests:
+        raise RequestEnded(f"{operation}: the request has ended")
+    async with _open(kernel, parent.context.child(operation)) as request:
+        yield request
+
+
+@asynccontextmanager
+async def _open(kernel: Kernel, context: UserContext) -> AsyncIterator[Request]:
+    # The arithmetic settings that a task begins with are its parent's object, and would be everybody's.
+    setcontext(getcontext().copy())
+    database = ScopedDatabase(kernel.pool, context.user_id)
+    events = Emitter(context, kernel.log)
+    try:
+        async with open_request_nursery() as nursery:
+            request = Request(context, database, events, nursery, kernel)
+            kernel.live.add(request)
+            yield request
+    finally:
+        events.close()
+        database.close()
+        kernel.live.remove(context)
 
 
 @attrs.frozen
@@ -107,25 +155,41 @@ class Failure:
 async def run_request(
     kernel: Kernel, context: UserContext, engine: Callable[[Request], Awaitable[T]]
 ) -> T | Failure:
-    """Run `engine` in a request of its own, behind the crash barrier: nothing it raises passes, but a cancellation.
+    """Run `engine` in a request of its own, behind the crash barrier.
+
+    Returns:
+        What the engine returned, or the failure.
+    """
+
+    async def work() -> T:
+        async with open_request(kernel, context) as request:
+            return await engine(request)
+
+    return await contain(context, work)
+
+
+async def contain(context: UserContext, work: Callable[[], Awaitable[T]]) -> T | Failure:
+    """Run `work` behind a crash barrier: nothing it raises passes, but a cancellation from outside.
 
     SystemExit and KeyboardInterrupt that an engine raises are its faults like any other; the process learns
     of signals through its signal receiver, never through an exception.
 
     Returns:
-        What the engine returned, or the failure.
+        What `work` returned, or the failure.
     """
     try:
-        async with open_request(kernel, context) as request:
-            return await engine(request)
+        return await work()
     except BaseException as error:  # noqa: BLE001  # the barrier: see above
         cancelled, rest = _split(error)
-        if rest is not None:
-            _log(context, rest)
-        if cancelled is not None:
-            raise cancelled from None
-        assert rest is not None
-        return describe(rest)
+        try:
+            if rest is not None:
+                _log(context, rest)
+            if cancelled is not None:
+                raise cancelled from None
+            assert rest is not None
+            return describe(rest)
+        finally:
+            del cancelled, rest  # their tracebacks hold this frame: the request would wait for the collector
 
 
 def _log(context: UserContext, error: BaseException) -> None:
@@ -138,7 +202,12 @@ def _log(context: UserContext, error: BaseException) -> None:
 
 
 def _split(error: BaseException) -> tuple[BaseException | None, BaseException | None]:
-    """Part the cancellation, which must go on, from the faults, which must not."""
+    """Part the cancellation, which must go on, from the faults, which must not.
+
+    A `Cancelled` that was kept and raised again later belongs to no open scope, and would climb to the root.
+    """
+    if trio.current_effective_deadline() > -math.inf:
+        return None, error
     if isinstance(error, BaseExceptionGroup):
         return error.split(trio.Cancelled)
     if isinstance(error, trio.Cancelled):
@@ -155,7 +224,7 @@ def describe(error: BaseException) -> Failure:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     if isinstance(error, DatabaseUnavailable):
-        return Failure(error.code, "The database cannot be reached just now.")
+        return Failure(error.code, error.summary)
     if isinstance(error, NurseriesError) and error.code != NurseriesError.code:
         return Failure(error.code, str(error))
     return Failure("internal", "The request failed for a reason of ours; it has been logged.")

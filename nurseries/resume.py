@@ -12,16 +12,30 @@ sees its missed events before the new ones. Any other frame, or `SETTLE_SECONDS`
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import attrs
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from nurseries.events import Event
 
 SETTLE_SECONDS: Final = 1.0
 HELD_EVENTS: Final = 1024
 REMEMBERED_FLOORS: Final = 1000
+
+
+class History(Protocol):
+    """A thread's events in the log, as far as this session's user may read them."""
+
+    async def last_seq(self, thread_id: str) -> int:
+        """Return the number of the thread's last event, 0 for a thread without events."""
+        ...
+
+    async def read(self, thread_id: str, after: int) -> Sequence[Event]:
+        """Return some of the events after `after`, in order and without a gap; none at the end of the log."""
+        ...
 
 
 @attrs.define(eq=False)

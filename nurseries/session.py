@@ -10,8 +10,8 @@ exists only while there are frames: an idle socket costs a reader and a writer.
 
 from __future__ import annotations
 
-from collections import deque
-from typing import TYPE_CHECKING, Final, Protocol
+from functools import partial
+from typing import TYPE_CHECKING
 
 import structlog
 import trio
@@ -19,6 +19,7 @@ import trio
 from nurseries.cleanup import cleanup_scope
 from nurseries.errors import Misdelivery, NurseriesError
 from nurseries.events import Event, verify
+from nurseries.inbox import Inbox
 from nurseries.resume import SETTLE_SECONDS, Resume
 from nurseries.serving import SocketClosed
 
@@ -27,42 +28,12 @@ if TYPE_CHECKING:
 
     from nurseries.events import Outbox
     from nurseries.isolation import Isolation
+    from nurseries.resume import History
     from nurseries.serving import WebSocket
 
     OnFrame = Callable[["Session", str | bytes], Awaitable[None]]
 
-INBOX_FRAMES: Final = 64
-WAKE: Final = b""
-"""An item that is not sent: it makes the writer look again."""
-
 logger = structlog.get_logger(__name__)
-
-
-class History(Protocol):
-    """A thread's events in the log, as far as this session's user may read them."""
-
-    async def last_seq(self, thread_id: str) -> int:
-        """Return the number of the thread's last event, 0 for a thread without events."""
-        ...
-
-    async def read(self, thread_id: str, after: int) -> Sequence[Event]:
-        """Return some of the events after `after`, in order and without a gap; none at the end of the log."""
-        ...
-
-
-class _Inbox:
-    """Frames that wait for the worker. It exists while the worker does, so an idle socket has none."""
-
-    __slots__ = ("changed", "frames")
-
-    def __init__(self) -> None:
-        self.frames: deque[str | bytes] = deque()
-        self.changed = trio.Event()
-
-    async def change(self) -> None:
-        """Return when a frame was taken, or the worker has ended."""
-        self.changed = trio.Event()
-        await self.changed.wait()
 
 
 class Session:
@@ -72,11 +43,13 @@ class Session:
         id: what the protocol calls the connection id.
         user_id: whose socket it is; no event of another user leaves through it.
         requests: the nursery of the requests that end with the socket.
+        tasks: the nursery around it, of the session's own tasks; None before `run`.
         opened_at: `trio.current_time()` at the start.
     """
 
     __slots__ = (
         "__weakref__",
+        "_by_peer",
         "_close",
         "_inbox",
         "_isolation",
@@ -84,10 +57,12 @@ class Session:
         "_reading",
         "_resume",
         "_sending",
+        "_settling",
         "_socket",
         "id",
         "opened_at",
         "requests",
+        "tasks",
         "user_id",
     )
 
@@ -104,16 +79,29 @@ class Session:
         self.user_id = outbox.user_id
         self.opened_at = trio.current_time()
         self.requests: trio.Nursery
+        self.tasks: trio.Nursery | None = None
         self._isolation = isolation
         self._socket = socket
         self._outbox = outbox
         self._resume = Resume()
-        self._inbox: _Inbox | None = None
+        self._inbox = Inbox()
+        self._settling = trio.CancelScope()  # in it the writer waits for what settles the session
         self._sending = trio.Lock()
         self._reading = trio.CancelScope()
         if expires_in is not None:
             self._reading.deadline = trio.current_time() + expires_in
         self._close: tuple[int, str] | None = None
+        self._by_peer = False
+
+    @property
+    def peer(self) -> str:
+        """The client's address."""
+        return self._socket.peer
+
+    @property
+    def closed_with(self) -> int | None:
+        """The code that it ended with on our side; None before, and where the client ended it."""
+        return None if self._close is None or self._by_peer else self._close[0]
 
     def close(self, code: int, reason: str = "") -> None:
         """End the session with this close code; returns at once, `run` does the rest. The first code counts."""
@@ -122,7 +110,10 @@ class Session:
         self._reading.cancel()
 
     async def answer(self, data: bytes) -> None:
-        """Send a frame to this socket alone, in order with its events, waiting while the outbox is full."""
+        """Send a message to this socket alone, in order with its events, waiting while the outbox is full.
+
+        A `nurseries.serving.Binary` goes out as binary, plain bytes as text.
+        """
         try:
             await self._outbox.send(data)
         except trio.ClosedResourceError:
@@ -132,6 +123,7 @@ class Session:
         """Serve the socket until it closes, and return when all that the session owned has ended."""
         try:
             async with trio.open_nursery() as outer:
+                self.tasks = outer
                 outer.start_soon(self._write)
                 try:
                     async with trio.open_nursery() as self.requests:
@@ -151,7 +143,7 @@ class Session:
         """The client showed that it does not begin by subscribing: what waited for that may go out."""
         if not self._resume.settled:
             self._resume.settled = True
-            self._outbox.offer(WAKE)
+            self._settling.cancel()
 
     async def replay(
         self, thread_id: str, after: int, history: History, subscribed: Callable[[int, bool], bytes]
@@ -200,44 +192,48 @@ class Session:
             with self._reading:
                 while True:
                     frame = await self._socket.receive()
-                    await self._put(frame, outer, on_frame)
+                    if self._inbox.full:
+                        await self._room()
+                    if self._inbox.put(frame):
+                        outer.start_soon(self._work, on_frame)
         except SocketClosed as closed:
-            self._close = self._close or (closed.code, "")
+            self._left(closed)
         if self._close is None:  # only the deadline ends reading without a word
             self._close = (4401, "the access token has expired")
 
-    async def _put(self, frame: str | bytes, outer: trio.Nursery, on_frame: OnFrame) -> None:
-        """Hand a frame to the worker, waiting while it has too many: then TCP slows the client."""
-        while self._inbox is not None and len(self._inbox.frames) >= INBOX_FRAMES:
-            await self._inbox.change()
-        if self._inbox is None:
-            self._inbox = _Inbox()
-            outer.start_soon(self._work, self._inbox, on_frame)
-        self._inbox.frames.append(frame)
+    def _left(self, closed: SocketClosed) -> None:
+        if self._close is None:
+            self._close, self._by_peer = (closed.code, ""), closed.by_peer
 
-    async def _work(self, inbox: _Inbox, on_frame: OnFrame) -> None:
+    async def _room(self) -> None:
+        """Wait until the worker has taken a frame, or the client has left. Meanwhile TCP slows the client."""
+
+        async def leave() -> None:
+            await self._socket.wait_left()
+            nursery.cancel_scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(leave)
+            await self._inbox.change()
+            nursery.cancel_scope.cancel()
+
+    async def _work(self, on_frame: OnFrame) -> None:
         try:
-            while inbox.frames:
-                frame = inbox.frames.popleft()
-                inbox.changed.set()
-                await on_frame(self, frame)
+            await self._inbox.work(partial(on_frame, self))
         except SocketClosed as closed:
-            self._close = self._close or (closed.code, "")
+            self._left(closed)
             self._reading.cancel()
         except Exception:
             logger.exception("frame handler failed", connection_id=self.id)
             self.close(1011, "internal error")
-        finally:
-            self._inbox = None
-            inbox.changed.set()
 
     async def _finish_frames(self) -> None:
         """Let frames that arrived before a close be handled: their sender has left and expects no less."""
         with cleanup_scope():
-            while self._inbox is not None and self._inbox_may_finish():
+            while not self._inbox.idle and self._may_finish():
                 await self._inbox.change()
 
-    def _inbox_may_finish(self) -> bool:
+    def _may_finish(self) -> bool:
         return self._close is not None and self._close[0] in {1000, 1001, 1005, 1006}
 
     # -- writing -----------------------------------------------------------------------------------
@@ -246,20 +242,21 @@ class Session:
         settle_at = trio.current_time() + SETTLE_SECONDS
         try:
             while not self._resume.settled:
-                # Only the waiting has a deadline: a send that is cut short would end the socket.
-                with trio.move_on_at(settle_at) as waiting:
+                items: Sequence[Event | bytes] = ()
+                # Only the waiting is cut short: a send that is would end the socket.
+                with trio.CancelScope(deadline=settle_at) as self._settling:
                     items = await self._outbox.take()
-                if waiting.cancelled_caught:
-                    items = []
-                    self._resume.settled = self._inbox is None
+                if self._settling.cancelled_caught and not self._resume.settled:
+                    self._resume.settled = self._inbox.idle
                     settle_at = trio.current_time() + SETTLE_SECONDS
                 await self._deliver(items)
+            await self._deliver(())  # what waited for this
             while True:
                 await self._deliver(await self._outbox.take())
         except trio.EndOfChannel:
             self.close(1013, "too slow: come back and resume by seq")
         except SocketClosed as closed:
-            self._close = self._close or (closed.code, "")
+            self._left(closed)
             self._reading.cancel()
 
     async def _deliver(self, items: Iterable[Event | bytes]) -> None:
@@ -283,8 +280,7 @@ class Session:
         frames = []
         for item in items:
             if isinstance(item, bytes):
-                if item is not WAKE:
-                    frames.append(item)
+                frames.append(item)
                 continue
             try:
                 verify(item, self.user_id)

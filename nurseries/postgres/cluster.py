@@ -28,7 +28,7 @@ import trio
 from nurseries.errors import StartupFailed
 from nurseries.postgres.account import Account, hand_over
 from nurseries.postgres.binaries import Installation, environment, find_installations, make_reachable
-from nurseries.postgres.process import ChildProcess, wait_ended
+from nurseries.process import ChildProcess, wait_ended
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import random
 import socket
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 import psycopg
@@ -18,6 +19,7 @@ from psycopg._conninfo_utils import get_param, is_ip_address, split_attempts
 from psycopg.conninfo import conninfo_to_dict, make_conninfo, timeout_from_conninfo
 
 from nurseries.errors import DatabaseUnavailable
+from nurseries.postgres import parking
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -27,14 +29,16 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_DEFAULTS: Final[Mapping[str, str]] = {
-    "connect_timeout": "10",
-    "fallback_application_name": "nurseries",
-    # A peer that vanished without a word is noticed after about a minute, not after two hours.
-    "keepalives_idle": "30",
-    "keepalives_interval": "10",
-    "keepalives_count": "3",
-}
+_DEFAULTS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "connect_timeout": "10",
+        "fallback_application_name": "nurseries",
+        # A peer that vanished without a word is noticed after about a minute, not after two hours.
+        "keepalives_idle": "30",
+        "keepalives_interval": "10",
+        "keepalives_count": "3",
+    }
+)
 # What the loaders of rows count on. As options of the session they are also what RESET returns to.
 _OPTIONS: Final = "-c TimeZone=UTC -c DateStyle=ISO -c bytea_output=hex -c standard_conforming_strings=on"
 
@@ -92,9 +96,9 @@ async def request_cancel(pgconn: PGconn) -> None:
 async def _poll_until_ready(handle: PGconn | PGcancelConn, poll: Callable[[], int]) -> None:
     while (status := poll()) != pq.PollingStatus.OK:
         if status == pq.PollingStatus.READING:
-            await trio.lowlevel.wait_readable(handle.socket)
+            await parking.readable(handle.socket)
         elif status == pq.PollingStatus.WRITING:
-            await trio.lowlevel.wait_writable(handle.socket)
+            await parking.writable(handle.socket)
         else:
             raise psycopg.OperationalError(handle.get_error_message().strip())
 

@@ -16,6 +16,7 @@ import psycopg
 import trio
 from psycopg import pq
 
+from nurseries import observing
 from nurseries.cleanup import cleanup_scope
 from nurseries.errors import NurseriesError, OutcomeUnknown
 from nurseries.postgres.connecting import connect
@@ -72,6 +73,7 @@ class Connection:
         self._names = itertools.count()
         self._traces = False
         self._exchange: Exchange | None = None  # the one in flight
+        observing.taken(observing.SESSIONS, self, pgconn.user.decode())
 
     # -- state ---------------------------------------------------------------------------------------
 
@@ -115,6 +117,7 @@ class Connection:
         """Close it; closing twice is harmless. What the server is running for it is not stopped by this."""
         self._exchange = None
         self._pgconn.finish()
+        observing.returned(observing.SESSIONS, self)
 
     # -- units of statements -------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ from nurseries.errors import Fault, StartupFailed
 from nurseries.postgres.account import choose_account, require_passable
 from nurseries.postgres.binaries import environment
 from nurseries.postgres.cluster import SOCKET_NAME, Cluster, claim, prepare, socket_directory
-from nurseries.postgres.process import ChildProcess
+from nurseries.process import ChildProcess
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping

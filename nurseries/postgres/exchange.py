@@ -10,6 +10,7 @@ import trio
 from psycopg import pq
 
 from nurseries.cleanup import cleanup_scope
+from nurseries.postgres import parking
 from nurseries.postgres.connecting import request_cancel
 
 if TYPE_CHECKING:
@@ -53,13 +54,13 @@ class Exchange:
         """
         pgconn = self._pgconn
         while pgconn.flush():
-            await _wait_writable_or_readable(pgconn.socket)
+            await parking.either(pgconn.socket)
             # The server may be unable to take more before we have read what it writes.
             pgconn.consume_input()
         at_end = False
         while True:
             while pgconn.is_busy():
-                await trio.lowlevel.wait_readable(pgconn.socket)
+                await parking.readable(pgconn.socket)
                 pgconn.consume_input()
             result = pgconn.get_result()
             if result is None:  # ends the results of one statement, or of a script
@@ -94,15 +95,3 @@ class Exchange:
             except (psycopg.Error, OSError) as error:
                 logger.warning("a statement could not be stopped: %s", error)
         return False
-
-
-async def _wait_writable_or_readable(fd: int) -> None:
-    async with trio.open_nursery() as nursery:
-
-        async def readable() -> None:
-            await trio.lowlevel.wait_readable(fd)
-            nursery.cancel_scope.cancel()
-
-        nursery.start_soon(readable)
-        await trio.lowlevel.wait_writable(fd)
-        nursery.cancel_scope.cancel()

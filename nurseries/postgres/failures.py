@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from psycopg.errors import error_from_result
 
-from nurseries.errors import Conflict, DatabaseUnavailable, Fault, NurseriesError, StatementTimeout
+from nurseries.errors import (
+    Conflict,
+    DatabaseUnavailable,
+    Fault,
+    NurseriesError,
+    StatementTimeout,
+    StorageFull,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -49,19 +57,22 @@ class QueryFailed(Fault):
         self.constraint = constraint
 
 
-_CLASSES: Final[Mapping[str, type[NurseriesError]]] = {
-    "57014": StatementTimeout,  # our own cancellations never come here: their caller is gone
-    **dict.fromkeys(("55P03", "55006"), Conflict),  # lock not available, object in use
-    # Serialization failure, deadlock, a prepared statement that is gone.
-    **dict.fromkeys(("40001", "40P01", "26000"), TransactionConflict),
-    # Ended by an administrator, a crash, a dropped database, or a time limit on idling.
-    **dict.fromkeys(("57P01", "57P02", "57P04", "57P05", "25P03", "25P04"), ConnectionLost),
-    **dict.fromkeys(("08000", "08003", "08006"), ConnectionLost),
-    # Starting up, refusing connections, a standby that takes no writes, a failing disk.
-    **dict.fromkeys(("57P03", "08001", "08004", "25006", "58000", "58030"), DatabaseUnavailable),
-    # Out of something: disk, memory, connections.
-    **dict.fromkeys(("53000", "53100", "53200", "53300", "53400"), DatabaseUnavailable),
-}
+_CLASSES: Final[Mapping[str, type[NurseriesError]]] = MappingProxyType(
+    {
+        "57014": StatementTimeout,  # our own cancellations never come here: their caller is gone
+        **dict.fromkeys(("55P03", "55006"), Conflict),  # lock not available, object in use
+        # Serialization failure, deadlock, a prepared statement that is gone.
+        **dict.fromkeys(("40001", "40P01", "26000"), TransactionConflict),
+        # Ended by an administrator, a crash, a dropped database, or a time limit on idling.
+        **dict.fromkeys(("57P01", "57P02", "57P04", "57P05", "25P03", "25P04"), ConnectionLost),
+        **dict.fromkeys(("08000", "08003", "08006"), ConnectionLost),
+        # Starting up, refusing connections, a standby that takes no writes, a failing disk.
+        **dict.fromkeys(("57P03", "08001", "08004", "25006", "58000", "58030"), DatabaseUnavailable),
+        # Out of something: memory, connections, space.
+        **dict.fromkeys(("53000", "53200", "53300", "53400"), DatabaseUnavailable),
+        "53100": StorageFull,
+    }
+)
 _UNIQUE: Final = ("23505", "23P01")
 
 

@@ -11,6 +11,7 @@ import psycopg
 import trio
 from psycopg.pq import ExecStatus
 
+from nurseries import observing
 from nurseries.postgres.connecting import connect
 from nurseries.postgres.exchange import Exchange
 from nurseries.postgres.failures import ConnectionLost, error_of, translate
@@ -75,11 +76,13 @@ async def listen(conninfo: str, *channels: str) -> AsyncIterator[Notifications]:
         DatabaseUnavailable: no connection could be made, or it broke.
     """
     pgconn = await connect(conninfo)
+    observing.taken(observing.SESSIONS, pgconn, pgconn.user.decode())
     try:
         await _run(pgconn, ";".join(f"LISTEN {_quoted(channel)}" for channel in channels))
         yield Notifications(pgconn)
     finally:
         pgconn.finish()
+        observing.returned(observing.SESSIONS, pgconn)
 
 
 async def _run(pgconn: PGconn, sql: str) -> None:

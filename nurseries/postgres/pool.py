@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from nurseries import observing
 from nurseries.breaker import Breaker, BreakerOpen
 from nurseries.budgets import Budget, BudgetLimits, Lease
 from nurseries.errors import DatabaseUnavailable, PoolExhausted
@@ -80,12 +81,14 @@ class Pool:
             self._budget.release(lease)
             raise
         self._lent[connection] = lease
+        observing.taken(observing.LENT, connection, borrower)
         self._peak = max(self._peak, len(self._lent))
         return connection
 
     def release(self, connection: Connection) -> None:
         """Take a connection back. Synchronous, so that nothing can come between it and the next borrower."""
         lease = self._lent.pop(connection)
+        observing.returned(observing.LENT, connection)
         if not connection.is_clean:
             self._discard(connection)
         elif self._closed or self._is_spare() or self._is_old(connection):
@@ -94,6 +97,10 @@ class Pool:
             self._idle.append(connection)
         self._patient.unpark()
         self._budget.release(lease)
+
+    def leases(self) -> tuple[Lease, ...]:
+        """Return the leases of the connections that are lent, for inspection."""
+        return tuple(self._lent.values())
 
     def statistics(self) -> PoolStatistics:
         """Return the counts at this instant."""

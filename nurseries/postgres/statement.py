@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from datetime import datetime
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
@@ -17,7 +18,7 @@ from psycopg.adapt import AdaptersMap, Transformer
 from psycopg.types.string import TextLoader
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from psycopg import BaseConnection
     from psycopg.pq.abc import PGresult
@@ -90,17 +91,19 @@ def _element(value: Any) -> bytes:
     return b'"' + text.replace(b"\\", b"\\\\").replace(b'"', b'\\"') + b'"'
 
 
-_ENCODERS: Final[dict[type, Callable[[Any], bytes]]] = {
-    str: _text,
-    bool: lambda value: b"t" if value else b"f",
-    int: lambda value: b"%d" % value,
-    float: lambda value: repr(float(value)).encode(),
-    bytes: lambda value: value,
-    datetime: _moment,
-    list: _array,
-    tuple: _array,
-    UUID: lambda value: str(value).encode(),
-}
+_ENCODERS: Final[Mapping[type, Callable[[Any], bytes]]] = MappingProxyType(
+    {
+        str: _text,
+        bool: lambda value: b"t" if value else b"f",
+        int: lambda value: b"%d" % value,
+        float: lambda value: repr(float(value)).encode(),
+        bytes: lambda value: value,
+        datetime: _moment,
+        list: _array,
+        tuple: _array,
+        UUID: lambda value: str(value).encode(),
+    }
+)
 
 
 # -- rows --------------------------------------------------------------------------------------------

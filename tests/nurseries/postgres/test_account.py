@@ -16,7 +16,7 @@ from nurseries.errors import StartupFailed
 from nurseries.postgres.account import Account, choose_account, hand_over
 from nurseries.postgres.binaries import Installation, find_installations, make_reachable
 from nurseries.postgres.embedded import open_embedded
-from nurseries.postgres.process import wait_ended
+from nurseries.process import wait_ended
 
 SERVER = Path(__file__).parents[2] / "fixtures" / "embedded_server.py"
 

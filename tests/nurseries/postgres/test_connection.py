@@ -4,7 +4,7 @@ import pytest
 import trio
 from psycopg.errors import lookup
 
-from nurseries.errors import Conflict, DatabaseUnavailable, StatementTimeout
+from nurseries.errors import Conflict, DatabaseUnavailable, StatementTimeout, StorageFull
 from nurseries.postgres import connection as connection_module
 from nurseries.postgres.connection import Connection
 from nurseries.postgres.failures import (
@@ -159,7 +159,7 @@ async def test_notices_are_dropped(connection, capfd):
         ("25P03", ConnectionLost),
         ("57P03", DatabaseUnavailable),
         ("53300", DatabaseUnavailable),
-        ("53100", DatabaseUnavailable),
+        ("53100", StorageFull),
         ("25006", DatabaseUnavailable),
         ("42601", QueryFailed),
         ("08P01", QueryFailed),

@@ -18,7 +18,7 @@ from nurseries.errors import Fault, StartupFailed
 from nurseries.postgres import cluster as cluster_module
 from nurseries.postgres import embedded
 from nurseries.postgres.embedded import open_embedded
-from nurseries.postgres.process import ChildProcess, wait_ended
+from nurseries.process import ChildProcess, wait_ended
 
 # For tests that kill PostgreSQL for good: its shared memory then lies in its directory, and goes with that.
 NO_SHARED_FILES = {"dynamic_shared_memory_type": "mmap"}

@@ -1,7 +1,6 @@
 """What a database can do to us, and what comes of it."""
 
 import signal
-from contextlib import asynccontextmanager
 from functools import partial
 from os import kill
 
@@ -16,6 +15,7 @@ from nurseries.postgres.embedded import open_embedded
 from nurseries.postgres.failures import ConnectionLost
 from nurseries.postgres.pool import PoolLimits, open_pool
 from nurseries.postgres.scoped import Database, ScopedDatabase, Statement
+from tests.fixtures.postgres_proxy import proxied
 
 INSERT = "INSERT INTO notes (text) VALUES ($1)"
 WAIT_FOR_GATE = "SELECT pg_advisory_xact_lock(1)"
@@ -55,51 +55,6 @@ async def wait_gone(notes, pid):
 
 def texts(notes):
     return [text for (text,) in notes.outside("SELECT text FROM notes ORDER BY note_id")]
-
-
-class Proxy:
-    """Stands between a client and the server, and can keep back what the server says."""
-
-    def __init__(self, target):
-        self.target = target
-        self.silent_after = None
-        self.cut_after = None
-
-    async def serve(self, client):
-        async with await trio.open_unix_socket(self.target) as server, trio.open_nursery() as nursery:
-            silent = False
-
-            async def answers():
-                async for data in server:
-                    if not silent:
-                        await client.send_all(data)
-                nursery.cancel_scope.cancel()
-
-            nursery.start_soon(answers)
-            async with client:
-                async for data in client:
-                    cut = bool(self.cut_after and self.cut_after in data)
-                    silent = silent or cut or bool(self.silent_after and self.silent_after in data)
-                    await server.send_all(data)
-                    if cut:
-                        await self.committed()
-                        break
-            nursery.cancel_scope.cancel()
-
-    async def committed(self):
-        """Wait until what was forwarded has had its effect."""
-
-
-@asynccontextmanager
-async def proxied(notes):
-    """Yields a proxy and a connection string that leads through it."""
-    parameters = conninfo_to_dict(notes.conninfo)
-    proxy = Proxy(f"{parameters['host']}/.s.PGSQL.{parameters['port']}")
-    async with trio.open_nursery() as nursery:
-        (listener,) = await nursery.start(partial(trio.serve_tcp, proxy.serve, 0, host="127.0.0.1"))
-        port = listener.socket.getsockname()[1]
-        yield proxy, make_conninfo(notes.conninfo, host="127.0.0.1", port=port)
-        nursery.cancel_scope.cancel()
 
 
 # -- a backend is killed -----------------------------------------------------------------------------
@@ -179,7 +134,7 @@ async def test_a_backend_killed_during_the_commit_leaves_the_outcome_unknown(ann
 
 async def test_a_commit_whose_answer_is_lost_is_unknown_and_may_have_happened(notes):
     """The connection breaks between the commit and its answer: the row is there, and nobody claims to know."""
-    async with proxied(notes) as (proxy, conninfo), open_pool(conninfo) as pool:
+    async with proxied(notes.conninfo) as (proxy, conninfo), open_pool(conninfo) as pool:
         ann = ScopedDatabase(pool, "ann")
 
         async def committed():
@@ -196,7 +151,7 @@ async def test_a_commit_whose_answer_is_lost_is_unknown_and_may_have_happened(no
 
 async def test_a_write_whose_answer_is_lost_is_unknown_and_a_question_is_asked_again(notes):
     """A unit that may have written is never repeated; a question is, on another connection."""
-    async with proxied(notes) as (proxy, conninfo), open_pool(conninfo) as pool:
+    async with proxied(notes.conninfo) as (proxy, conninfo), open_pool(conninfo) as pool:
         ann = ScopedDatabase(pool, "ann")
         proxy.cut_after = b"INSERT"
         with pytest.raises(OutcomeUnknown):
@@ -212,7 +167,7 @@ async def test_a_write_whose_answer_is_lost_is_unknown_and_a_question_is_asked_a
 
 async def test_a_commit_that_is_never_answered_is_given_up(notes, mock_clock):
     """The shield around COMMIT has a deadline; then the connection is closed and the outcome unknown."""
-    async with proxied(notes) as (proxy, conninfo), open_pool(conninfo) as pool:
+    async with proxied(notes.conninfo) as (proxy, conninfo), open_pool(conninfo) as pool:
         ann = ScopedDatabase(pool, "ann")
         proxy.silent_after = b"COMMIT"
         outcome = []

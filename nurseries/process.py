@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 import subprocess
+from contextlib import suppress
 from typing import TYPE_CHECKING, BinaryIO, Final
 
 import trio
@@ -15,7 +17,6 @@ import trio
 from nurseries.cleanup import cleanup_scope
 
 if TYPE_CHECKING:
-    import signal
     from collections.abc import Sequence
     from pathlib import Path
 
@@ -29,25 +30,35 @@ class ChildProcess:
 
     Start it from the thread that runs Trio: the kernel sends the death signal when the *thread* that made
     the child ends, and a worker thread, which `trio.lowlevel.open_process` uses, ends when it is idle.
+
+    Attributes:
+        stdin, stdout: the pipes, where they were asked for; whoever asked closes them.
     """
 
-    def __init__(
+    stdin: trio.lowlevel.FdStream
+    stdout: trio.lowlevel.FdStream
+
+    def __init__(  # noqa: PLR0913  # what a process is started with, each named at the call
         self,
         command: Sequence[str | Path],
         *,
-        account: Account | None,
         environment: dict[str, str],
-        log: BinaryIO,
+        log: BinaryIO | int,
         death_signal: signal.Signals,
+        account: Account | None = None,
+        pipes: bool = False,
+        directory: str | Path = "/",
     ) -> None:
         """Start `command`.
 
         Args:
             command: the program's path and its arguments.
-            account: who to run it as; None for ourselves.
             environment: all of the child's environment.
             log: where what it says goes.
             death_signal: what the kernel sends it if we die.
+            account: who to run it as; None for ourselves.
+            pipes: whether we talk with it, through `stdin` and `stdout`; then the log gets its errors alone.
+            directory: where it runs.
 
         Raises:
             OSError: it cannot be started.
@@ -63,11 +74,11 @@ class ChildProcess:
 
         self._popen = subprocess.Popen(  # noqa: S603 - our callers name programs of the wheel
             command,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
+            stdin=subprocess.PIPE if pipes else subprocess.DEVNULL,
+            stdout=subprocess.PIPE if pipes else log,
             stderr=log,
             env=environment,
-            cwd="/",
+            cwd=directory,
             umask=0o077,
             user=None if account is None else account.uid,
             group=None if account is None else account.gid,
@@ -75,6 +86,14 @@ class ChildProcess:
             start_new_session=True,
             preexec_fn=tie_to_us,  # noqa: PLW1509 - two system calls; no lock is taken between fork and exec
         )
+        if pipes:
+            assert self._popen.stdin is not None
+            assert self._popen.stdout is not None
+            # Descriptors of our own, so that Popen's objects do not close them a second time.
+            self.stdin = trio.lowlevel.FdStream(os.dup(self._popen.stdin.fileno()))
+            self.stdout = trio.lowlevel.FdStream(os.dup(self._popen.stdout.fileno()))
+            self._popen.stdin.close()
+            self._popen.stdout.close()
 
     @property
     def pid(self) -> int:
@@ -92,6 +111,11 @@ class ChildProcess:
         while (status := self.status) is None:
             await wait_ended(self.pid)
         return status
+
+    def kill_group(self) -> None:
+        """Kill it and all that it started, as far as they stayed in its session. Harmless when they are gone."""
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
 
     async def stop(self, *steps: tuple[signal.Signals, float]) -> int | None:
         """End it: send each signal in turn and give it that many seconds to work.
