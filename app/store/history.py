@@ -5,6 +5,7 @@ Every query goes through a `ScopedDatabase`, so that whose rows are read is not 
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -18,10 +19,15 @@ _QUEUED: Final = 64
 """Messages of later, queued runs that may stand among the newest rows; more than a thread may have in its queue."""
 
 _SNIPPET_SOURCE: Final = 20_000
-"""Characters of a message that a snippet is sought in: `ts_headline` parses the text again for every hit."""
+"""Characters of a message that a snippet is sought in."""
 
 _SNIPPET: Final = 300
 """Characters of a snippet; a message that is no longer is its own snippet."""
+
+_BEFORE: Final = 100
+"""How many of them stand before the word that was sought."""
+
+_WORD: Final = re.compile(r"\w+")
 
 
 @attrs.frozen
@@ -79,24 +85,33 @@ async def search(
 ) -> tuple[FoundMessage, ...]:
     """Return the user's messages that match `query` (in the syntax of web search engines), newest first.
 
-    Messages of the run that asks are left out.
+    Messages of the run that asks are left out. A query's long tokens are parsed in pieces, as those of the column
+    `words` are, for the parser's time grows with the square of their length. `ts_headline` is not used for the
+    snippets: where words repeat, its time grows with the product of query and text.
     """
     rows = await database.fetch(
-        "SELECT message_id::text, thread_id::text, role, created_at,"
-        " CASE WHEN length(content) <= $5::int THEN content ELSE left(ts_headline("
-        "  'simple', left(content, $4::int), query, 'StartSel=\"\", StopSel=\"\", MaxFragments=1, MaxWords=30'"
-        " ), $5::int) END FROM ("
-        "  SELECT message_id, thread_id, role, created_at, content, query, position"
-        "  FROM messages, websearch_to_tsquery('simple', $1::text) AS query"
+        "SELECT message_id::text, thread_id::text, role, created_at, substr(content, start, $4::int) FROM ("
+        "  SELECT message_id, thread_id, role, created_at, content, position, CASE"
+        "   WHEN length(content) <= $4::int THEN 1"
+        "   ELSE greatest(strpos(lower(left(content, $5::int)), lower($6::text)) - $7::int, 1) END AS start"
+        "  FROM messages, websearch_to_tsquery('simple', regexp_replace($1::text, '(\\S{100})', '\\1 ', 'g')) AS query"
         "  WHERE words @@ query AND run_id <> $2::uuid ORDER BY position DESC LIMIT $3::int"
         ") AS found ORDER BY position DESC",
         query,
         _asked_run(run_id),
         limit,
-        _SNIPPET_SOURCE,
         _SNIPPET,
+        _SNIPPET_SOURCE,
+        _sought(query),
+        _BEFORE,
     )
     return tuple(FoundMessage(*row) for row in rows)
+
+
+def _sought(query: str) -> str:
+    """Return a word of the query around which a snippet is cut, "" where there is none."""
+    words = (word for word in query.split() if not word.startswith("-") and word.lower() != "or")
+    return next((found[0] for word in words if (found := _WORD.search(word))), "")
 
 
 def _asked_run(run_id: str) -> str:

@@ -21,6 +21,9 @@ from nurseries.postgres.failures import QueryFailed
 if TYPE_CHECKING:
     from app.store.owner import Owner
 
+PARTS: Final = ("request", "accounts", "journal", "audit")
+"""The parts of the server that log in apart: of each there is a group role in the migrations."""
+
 _NAME_BYTES: Final = 63  # PostgreSQL's NAMEDATALEN, less its closing NUL
 _INSUFFICIENT_PRIVILEGE: Final = "42501"
 # More iterations slow down the guessing of passwords that people choose; these are 256 random bits.
@@ -34,6 +37,7 @@ class StoreAccess:
     request: str = attrs.field(repr=False)
     accounts: str = attrs.field(repr=False)
     journal: str = attrs.field(repr=False)
+    audit: str = attrs.field(repr=False)
 
 
 async def ensure_login_roles(owner: Owner) -> StoreAccess:
@@ -52,7 +56,7 @@ async def ensure_login_roles(owner: Owner) -> StoreAccess:
     )
     [(secret,)] = await owner.fetch("SELECT value FROM secrets WHERE name = 'login_roles'")
     access = {}
-    for part in ("request", "accounts", "journal"):
+    for part in PARTS:
         name = login_role(database, part)
         password = base64.urlsafe_b64encode(hmac.digest(secret, name.encode(), "sha256")).decode()
         await _ensure_role(owner, name, f"nurseries_{part}", password)

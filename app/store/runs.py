@@ -10,6 +10,7 @@ import attrs
 from nurseries.postgres.scoped import Statement
 
 if TYPE_CHECKING:
+    from app.wire.messages import OnConflict, OnDisconnect
     from nurseries.postgres.scoped import Database, ScopedDatabase
 
 
@@ -32,13 +33,17 @@ class RunRow:
 
 @attrs.frozen
 class NewRun:
-    """A run and the message that starts it, as they are accepted."""
+    """A run and the message that starts it, as they are accepted; `replaces` is the run that it cancels."""
 
     run_id: str
     thread_id: str
     agent: str
     message_id: str
     content: str
+    client_id: str | None
+    on_conflict: OnConflict
+    on_disconnect: OnDisconnect
+    replaces: str | None
 
 
 @attrs.frozen
@@ -52,8 +57,8 @@ class Key:
 
 _INSERT = """
 run AS (
-    INSERT INTO runs (run_id, thread_id, user_id, agent, status)
-    SELECT $1::uuid, $2::uuid, app_user_id(), $3, 'queued' FROM go RETURNING 1
+    INSERT INTO runs (run_id, thread_id, user_id, agent, status, client_id, on_conflict, on_disconnect, replaces)
+    SELECT $1::uuid, $2::uuid, app_user_id(), $3, 'queued', $6, $7, $8, $9::uuid FROM go RETURNING 1
 ), message AS (
     INSERT INTO messages (message_id, thread_id, user_id, run_id, role, content)
     SELECT $4::uuid, $2::uuid, app_user_id(), $1::uuid, 'user', $5 FROM go RETURNING 1
@@ -64,7 +69,7 @@ _ACCEPT = "WITH go AS (SELECT 1), " + _INSERT
 _ACCEPT_ONCE = (
     "WITH go AS ("
     " INSERT INTO idempotency_keys (user_id, key, fingerprint, answer)"
-    " VALUES (app_user_id(), $6, $7, $8::jsonb) ON CONFLICT DO NOTHING RETURNING 1), " + _INSERT
+    " VALUES (app_user_id(), $10, $11, $12::jsonb) ON CONFLICT DO NOTHING RETURNING 1), " + _INSERT
 )
 # By the primary key, backwards: max(last_seq) would read the thread's whole log in every turn.
 _LAST_SEQ = "SELECT coalesce((SELECT last_seq FROM events WHERE thread_id = $1::uuid ORDER BY first_seq DESC LIMIT 1), 0)"
@@ -80,7 +85,7 @@ async def accept(database: ScopedDatabase, new: NewRun, key: Key | None) -> tupl
     Raises:
         QueryFailed: a foreign key is violated, since this user has no such thread.
     """
-    params: tuple[object, ...] = (new.run_id, new.thread_id, new.agent, new.message_id, new.content)
+    params: tuple[object, ...] = attrs.astuple(new)
     if key is None:
         insert = Statement(_ACCEPT, params)
     else:

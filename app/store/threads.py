@@ -66,15 +66,22 @@ async def get(database: ScopedDatabase, thread_id: str) -> Thread | None:
     return None if row is None else Thread(*row)
 
 
-async def page(database: ScopedDatabase, limit: int, before: str | None) -> list[Thread]:
-    """Return up to `limit` threads made before the thread `before`, newest first."""
-    rows = await database.fetch(
-        f"SELECT {_THREAD} FROM threads WHERE $1::uuid IS NULL OR thread_id < $1::uuid"  # a constant
-        " ORDER BY thread_id DESC LIMIT $2::int",
-        before,
-        limit,
+async def page(database: ScopedDatabase, limit: int, before: str | None) -> list[Thread] | None:
+    """Return up to `limit` threads made before the thread `before`, newest first. None: there is no such thread."""
+    known, rows = await database.batch(
+        [
+            Statement(
+                "SELECT 1 WHERE $1::uuid IS NULL OR EXISTS (SELECT 1 FROM threads WHERE thread_id = $1::uuid)",
+                (before,),
+            ),
+            Statement(
+                f"SELECT {_THREAD} FROM threads WHERE $1::uuid IS NULL OR thread_id < $1::uuid"  # a constant
+                " ORDER BY thread_id DESC LIMIT $2::int",
+                (before, limit),
+            ),
+        ]
     )
-    return [Thread(*row) for row in rows]
+    return [Thread(*row) for row in rows] if known else None
 
 
 async def rename(database: ScopedDatabase, thread_id: str, title: str) -> Thread | None:

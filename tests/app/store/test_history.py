@@ -1,5 +1,7 @@
 """What was said before: in the order of the conversation, and the user's own."""
 
+import trio
+
 from app.store.history import conversation_before, search
 
 
@@ -77,3 +79,39 @@ async def test_search_finds_words_newest_first(house):
         assert await snippets("Blau") == []
         for odd in ("", "   ", "'", '"', "\\", "()&|!:*", "-", "or or or", "\u0000x"[1:], "%"):
             assert isinstance(await snippets(odd), list)
+
+
+async def test_text_that_is_hard_to_parse_costs_no_more_than_other_text(house):
+    """Tokens without end, over which the parser would brood for minutes, are stored and found in pieces."""
+    context = house.context()
+    house.owner.execute("SET statement_timeout = '10s'")
+    for hard in ("a_", "~/", "1_"):
+        for _ in range(5):
+            house.message(context, "user", hard * 16_000 + " needle")
+    house.owner.execute("RESET statement_timeout")
+    async with house.request(house.context(context.user_id)) as (request, _):
+        with trio.fail_after(60):
+            found = await search(request.database, "needle", run_id=request.context.run_id, limit=20)
+            assert len(found) == 15
+            assert await search(request.database, "a_" * 250, run_id=request.context.run_id, limit=20)
+
+
+async def test_a_message_of_any_length_can_be_stored(house):
+    """As many different words as an answer may have; those at its beginning are found."""
+    context = house.context()
+    house.message(context, "assistant", " ".join(f"w{number:07x}" for number in range(120_000)))
+    async with house.request(house.context(context.user_id)) as (request, _):
+        assert len(await search(request.database, "w0000007", run_id=request.context.run_id, limit=2)) == 1
+
+
+async def test_a_snippet_shows_the_word_where_it_stands(house):
+    """In a long message it is cut around it; where only the end matches, it is the beginning."""
+    context = house.context()
+    for before in (0, 50, 1_500, 30_000):
+        house.message(context, "user", "padding " * before + "A Needle's eye" + " more" * 500)
+    async with house.request(house.context(context.user_id)) as (request, _):
+        found = await search(request.database, '-hay or "needle"', run_id=request.context.run_id, limit=9)
+    snippets = [message.snippet for message in found]
+    assert ["Needle" in snippet for snippet in snippets] == [False, True, True, True]
+    assert [len(snippet) for snippet in snippets] == [300] * 4
+    assert snippets[-1].startswith("A Needle's eye more")

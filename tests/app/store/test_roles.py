@@ -11,13 +11,12 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from app.store.migrate import migrate
 from app.store.owner import open_owner
-from app.store.roles import ensure_login_roles, login_role, scram_verifier
+from app.store.roles import PARTS, ensure_login_roles, login_role, scram_verifier
 from nurseries.errors import StartupFailed
 from nurseries.postgres import cluster as cluster_module
 from nurseries.postgres.binaries import Installation
 from nurseries.postgres.embedded import open_embedded
 
-PARTS = ("request", "accounts", "journal")
 HBA = "local all all trust\nhost all all 127.0.0.1/32 scram-sha-256\n"
 DEBIAN_15 = Installation(Path("/usr/lib/postgresql/15"), 15)
 
@@ -151,7 +150,7 @@ def test_the_login_roles_have_no_power(database):
             " FROM pg_roles WHERE rolname = ANY(%s)",
             [roles + groups],
         ).fetchone()
-        assert powers == (6, False)
+        assert powers == (2 * len(PARTS), False)
         owned = "SELECT count(*) FROM pg_class WHERE relowner = ANY(%s::regrole[])"
         assert owner.execute(owned, [roles + groups]).fetchone() == (0,)
         assert (
@@ -203,11 +202,11 @@ def test_role_names_fit():
     assert login_role("x" * 62 + "a", "request") != login_role("x" * 62 + "b", "request")
 
 
-async def test_a_database_with_a_difficult_name(cluster):
+async def test_a_database_with_a_difficult_name(cluster, nurseries_template):
     """Quotes, spaces, letters of any script and the longest possible name work."""
     name = 'my "chat" ünd ' + "x" * 40
     quoted = '"' + name.replace('"', '""') + '"'
-    cluster.admin.execute(f"CREATE DATABASE {quoted} TEMPLATE {cluster.template}")
+    cluster.admin.execute(f"CREATE DATABASE {quoted} TEMPLATE {nurseries_template}")
     try:
         access = await prepare(make_conninfo(cluster.owner, dbname=name))
         assert execute(access.request, "SELECT current_database()") == [(name,)]

@@ -1,4 +1,4 @@
-"""Users, their sessions, refresh tokens and tickets: every statement of the account service.
+"""Sessions, refresh tokens and tickets: every statement of the account service that proves who somebody is.
 
 Each method is one unit of work and one round trip. What must happen once, such as using up a token, is
 decided by one UPDATE of its row, so that of any number of callers at the same moment one wins. The time is
@@ -25,17 +25,14 @@ CHANNEL: Final = "nurseries_sessions"
 """Notified with the id of each session that ends before its time, and why: `<session_id> <reason>`."""
 
 _LIVE: Final = "s.revoked_at IS NULL AND s.expires_at > {now} AND u.disabled_at IS NULL"
-_OWNER: Final = "u.user_id::text, u.email, u.roles"
+OWNER: Final = "u.user_id::text, u.email, u.roles"
 
+USED_TOKENS: Final = 4096
+"""Used refresh tokens that a session keeps, to know their reuse: more than a client needs in its thirty days. Of
+one that refreshes without end the oldest go; they are refused as unknown."""
 
-@attrs.frozen
-class Account:
-    """A user with what a login compares."""
-
-    user_id: str
-    email: str
-    roles: tuple[str, ...]
-    password_hash: str
+REVOKED_SECONDS: Final = 3600.0
+"""How long a session that was ended is kept: long enough to look at it, and not the month that it would live."""
 
 
 @attrs.frozen
@@ -57,107 +54,63 @@ class Revoked:
     user_id: str
 
 
-class AccountStore:
-    """The tables of the accounts, through a connection of the accounts role."""
+class SessionStore:
+    """The tables of the sessions, through a connection of the accounts role."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    # -- users ---------------------------------------------------------------------------------------
+    # -- sessions ------------------------------------------------------------------------------------
 
-    async def add_user(self, account: Account, email_key: str, now: datetime) -> bool:
-        """Add a user; False when the address is taken."""
-        rows = await self._database.fetch(
-            "INSERT INTO users (user_id, email, email_key, password_hash, roles, created_at)"
-            " VALUES ($1::uuid, $2, $3, $4, $5::text[], $6::timestamptz)"
-            " ON CONFLICT (email_key) DO NOTHING RETURNING user_id",
-            account.user_id,
-            account.email,
-            email_key,
-            account.password_hash,
-            account.roles,
-            now,
-        )
-        return bool(rows)
+    async def open_session(  # noqa: PLR0913  # a row of each of two tables
+        self,
+        session_id: str,
+        user_id: str,
+        refresh_hash: bytes,
+        expires_at: datetime,
+        now: datetime,
+        *,
+        at_most: int,
+        reason: str,
+    ) -> tuple[LiveSession | None, list[Revoked]]:
+        """Open a session with its first refresh token, and end the user's oldest beyond `at_most` for `reason`.
 
-    async def account(self, email_key: str) -> Account | None:
-        """Return the account with this address."""
-        row = await self._database.fetch_one(
-            f"SELECT {_OWNER}, u.password_hash FROM users u"  # a constant
-            " WHERE u.email_key = $1",
-            email_key,
-        )
-        if row is None:
-            return None
-        user_id, email, roles, password_hash = row
-        return Account(user_id, email, tuple(roles), password_hash)
+        FOR SHARE waits for a disabling that is under way, and makes a later one wait.
 
-    async def any_user(self) -> bool:
-        """Say whether there is any account."""
-        return await self._database.fetch_one("SELECT FROM users LIMIT 1") is not None
-
-    async def set_roles(self, email_key: str, roles: Sequence[str]) -> bool:
-        """Replace the user's roles; False when there is no such user."""
-        rows = await self._database.fetch(
-            "UPDATE users SET roles = $2::text[] WHERE email_key = $1 RETURNING user_id",
-            email_key,
-            roles,
-        )
-        return bool(rows)
-
-    async def disable_user(self, email_key: str, reason: str, now: datetime) -> list[Revoked] | None:
-        """Disable the user and end all their sessions; None when there is no such user.
-
-        A login at the same moment has either read the row before, and then its session is seen by the
-        second statement, or finds the user disabled: see `open_session`.
+        Returns:
+            The session, None when the user is disabled or gone; and those that were ended for it.
         """
-        users, revoked = await self._database.batch(
+        opened, ended = await self._database.batch(
             [
                 Statement(
-                    "UPDATE users SET disabled_at = coalesce(disabled_at, $2::timestamptz)"
-                    " WHERE email_key = $1 RETURNING user_id",
-                    (email_key, now),
+                    "WITH u AS ("  # a constant
+                    "  SELECT * FROM users WHERE user_id = $2::uuid AND disabled_at IS NULL FOR SHARE"
+                    "), s AS ("
+                    "  INSERT INTO sessions (session_id, user_id, created_at, expires_at)"
+                    "  SELECT $1::uuid, user_id, $5::timestamptz, $4::timestamptz FROM u"
+                    "  RETURNING session_id, expires_at"
+                    "), first AS ("
+                    "  INSERT INTO refresh_tokens (token_hash, session_id, user_id, created_at, expires_at)"
+                    "  SELECT $3::bytea, s.session_id, u.user_id, $5::timestamptz, s.expires_at FROM s, u"
+                    f") SELECT s.session_id::text, {OWNER}, s.expires_at FROM s, u",
+                    (session_id, user_id, refresh_hash, expires_at, now),
                 ),
                 Statement(
-                    _revoking("user_id = (SELECT user_id FROM users WHERE email_key = $3)"),
-                    (now, reason, email_key),
+                    revoking(
+                        "session_id IN (SELECT session_id FROM sessions WHERE user_id = $3::uuid"
+                        "  AND revoked_at IS NULL AND expires_at > $1::timestamptz"
+                        "  ORDER BY created_at DESC, session_id DESC OFFSET $4::int)"
+                    ),
+                    (now, reason, user_id, at_most),
                 ),
             ]
         )
-        return _revoked(revoked) if users else None
-
-    # -- sessions ------------------------------------------------------------------------------------
-
-    async def open_session(
-        self, session_id: str, user_id: str, refresh_hash: bytes, expires_at: datetime, now: datetime
-    ) -> LiveSession | None:
-        """Open a session with its first refresh token; None when the user is disabled or gone.
-
-        FOR SHARE waits for a disabling that is under way, and makes a later one wait.
-        """
-        row = await self._database.fetch_one(
-            "WITH u AS ("  # a constant
-            "  SELECT * FROM users WHERE user_id = $2::uuid AND disabled_at IS NULL FOR SHARE"
-            "), s AS ("
-            "  INSERT INTO sessions (session_id, user_id, created_at, expires_at)"
-            "  SELECT $1::uuid, user_id, $5::timestamptz, $4::timestamptz FROM u"
-            "  RETURNING session_id, expires_at"
-            "), first AS ("
-            "  INSERT INTO refresh_tokens (token_hash, session_id, user_id, created_at, expires_at)"
-            "  SELECT $3::bytea, s.session_id, u.user_id, $5::timestamptz, s.expires_at FROM s, u"
-            f") SELECT s.session_id::text, {_OWNER}, s.expires_at FROM s, u",
-            session_id,
-            user_id,
-            refresh_hash,
-            expires_at,
-            now,
-        )
-        return None if row is None else _live_session(row)
+        return (_live_session(opened[0]) if opened else None), revoked_of(ended)
 
     async def live_session(self, session_id: str, now: datetime) -> LiveSession | None:
         """Return the session if it is live."""
         row = await self._database.fetch_one(
-            f"SELECT s.session_id::text, {_OWNER}, s.expires_at FROM sessions s JOIN users u USING (user_id)"  # constants
+            f"SELECT s.session_id::text, {OWNER}, s.expires_at FROM sessions s JOIN users u USING (user_id)"  # constants
             f" WHERE s.session_id = $1::uuid AND {_LIVE.format(now='$2::timestamptz')}",
             session_id,
             now,
@@ -176,8 +129,8 @@ class AccountStore:
 
     async def revoke_session(self, session_id: str, reason: str, now: datetime) -> list[Revoked]:
         """End a session; empty when it had ended before."""
-        return _revoked(
-            await self._database.fetch(_revoking("session_id = $3::uuid"), now, reason, session_id)
+        return revoked_of(
+            await self._database.fetch(revoking("session_id = $3::uuid"), now, reason, session_id)
         )
 
     # -- refresh tokens ------------------------------------------------------------------------------
@@ -192,7 +145,7 @@ class AccountStore:
             several calls at once with one token the first gets the session. The others waited for its row,
             so their second statement sees the token used without their own successor being there.
         """
-        rotated, revoked = await self._database.batch(
+        rotated, revoked, _ = await self._database.batch(
             [
                 Statement(
                     "WITH used AS ("  # constants
@@ -200,7 +153,7 @@ class AccountStore:
                     "  WHERE t.token_hash = $1::bytea AND t.used_at IS NULL AND t.expires_at > $3::timestamptz"
                     "  AND s.session_id = t.session_id AND u.user_id = t.user_id"
                     f"  AND {_LIVE.format(now='$3::timestamptz')}"
-                    f"  RETURNING s.session_id, {_OWNER}, s.expires_at"
+                    f"  RETURNING s.session_id, {OWNER}, s.expires_at"
                     "), successor AS ("
                     "  INSERT INTO refresh_tokens (token_hash, session_id, user_id, created_at, expires_at)"
                     "  SELECT $2::bytea, session_id, user_id::uuid, $3::timestamptz, expires_at FROM used"
@@ -208,16 +161,23 @@ class AccountStore:
                     (token_hash, successor_hash, now),
                 ),
                 Statement(
-                    _revoking(
+                    revoking(
                         "session_id = (SELECT session_id FROM refresh_tokens"
                         "  WHERE token_hash = $3::bytea AND used_at IS NOT NULL)"
                         " AND NOT EXISTS (SELECT FROM refresh_tokens WHERE token_hash = $4::bytea)"
                     ),
                     (now, reason, token_hash, successor_hash),
                 ),
+                Statement(
+                    "DELETE FROM refresh_tokens WHERE token_hash IN (SELECT token_hash FROM refresh_tokens"
+                    " WHERE used_at IS NOT NULL AND session_id ="
+                    " (SELECT session_id FROM refresh_tokens WHERE token_hash = $1::bytea)"
+                    " ORDER BY used_at DESC OFFSET $2::int)",
+                    (successor_hash, USED_TOKENS),
+                ),
             ]
         )
-        return (_live_session(rotated[0]) if rotated else None), _revoked(revoked)
+        return (_live_session(rotated[0]) if rotated else None), revoked_of(revoked)
 
     # -- tickets -------------------------------------------------------------------------------------
 
@@ -250,7 +210,7 @@ class AccountStore:
                     " WHERE t.ticket_hash = $1::bytea AND t.used_at IS NULL AND t.expires_at > $2::timestamptz"
                     " AND s.session_id = t.session_id AND u.user_id = t.user_id"
                     f" AND {_LIVE.format(now='$2::timestamptz')}"
-                    f" RETURNING s.session_id::text, {_OWNER}, s.expires_at",
+                    f" RETURNING s.session_id::text, {OWNER}, s.expires_at",
                     (ticket_hash, now),
                 ),
                 Statement(
@@ -267,9 +227,9 @@ class AccountStore:
     # -- upkeep --------------------------------------------------------------------------------------
 
     async def remove_expired(self, now: datetime, limit: int) -> int:
-        """Remove up to `limit` rows each of expired tickets and sessions; return how many went.
+        """Remove up to `limit` rows each of tickets and sessions that expired, and of sessions that were ended.
 
-        A session's refresh tokens, used ones too, stay as long as it does: a reuse is known by them.
+        A session's refresh tokens go with it. Returns how many rows of these went.
         """
         removed = await self._database.batch(
             [
@@ -283,12 +243,18 @@ class AccountStore:
                     " WHERE expires_at < $1::timestamptz ORDER BY expires_at LIMIT $2::int) RETURNING 1",
                     (now, limit),
                 ),
+                Statement(
+                    "DELETE FROM sessions WHERE session_id IN (SELECT session_id FROM sessions"
+                    " WHERE revoked_at < $1::timestamptz - make_interval(secs => $3)"
+                    " ORDER BY revoked_at LIMIT $2::int) RETURNING 1",
+                    (now, limit, REVOKED_SECONDS),
+                ),
             ]
         )
         return sum(len(rows) for rows in removed)
 
 
-def _revoking(condition: str) -> str:
+def revoking(condition: str) -> str:
     """Return the statement that ends the live sessions with `condition`, $1 being the time and $2 the reason."""
     return (
         "WITH ended AS (UPDATE sessions SET revoked_at = $1::timestamptz, revoked_for = $2::text"  # constants
@@ -298,7 +264,8 @@ def _revoking(condition: str) -> str:
     )
 
 
-def _revoked(rows: Sequence[Sequence[Any]]) -> list[Revoked]:
+def revoked_of(rows: Sequence[Sequence[Any]]) -> list[Revoked]:
+    """Return what a statement of `revoking` ended."""
     return [Revoked(session_id, user_id) for session_id, user_id, _ in rows]
 
 
