@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from datetime import datetime  # noqa: TC003  # attrs resolves it for those who inspect the class
+from typing import TYPE_CHECKING
 
 import attrs
+
+if TYPE_CHECKING:
+    from app.store.sessions import LiveSession
 
 
 @attrs.frozen
@@ -24,6 +28,11 @@ class Identity:
     expires_at: datetime
     roles: tuple[str, ...]
     email: str
+
+    @classmethod
+    def of(cls, session: LiveSession, expires_at: datetime) -> Identity:
+        """Return the identity that a live session gives."""
+        return cls(session.user_id, session.session_id, expires_at, session.roles, session.email)
 
     def expires_in(self, now: datetime) -> float:
         """Return the seconds that are left."""

@@ -1,8 +1,8 @@
 """Counts failed logins an account and address together, so that guessing is slow.
 
 Keyed by both: a stranger who guesses does not lock the owner out, whose address is another one. What is
-remembered is bounded: an entry is a digest and at most `failures` times, and the least recently used
-entry goes first.
+remembered is bounded: an entry is a digest and at most `failures` times, the least recently used entry goes
+first, and the janitor has those forgotten that do not count any more.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from app.errors import LoginFailed, RateLimited
+from app.errors import LoginFailed, LoginLimited
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,7 +43,7 @@ class LoginGuard:
         means that the password was not judged, and takes it back.
 
         Raises:
-            RateLimited: `retry_after` says when the oldest failure is forgotten.
+            LoginLimited: `retry_after` says when the oldest failure is forgotten.
         """
         key, time = self._admit(account, address)
         try:
@@ -55,6 +55,15 @@ class LoginGuard:
             raise
         self._tries.pop(key, None)
 
+    def forget_expired(self) -> None:
+        """Forget those whose last failure is older than the window: they are as good as never seen."""
+        before = trio.current_time() - self._window
+        while self._tries:
+            key, tries = next(iter(self._tries.items()))
+            if tries and tries[-1] > before:
+                return  # in the order of their last try, so all that follow are younger
+            del self._tries[key]
+
     def _admit(self, account: str, address: str) -> tuple[bytes, float]:
         now = trio.current_time()
         key = _key(account, address)
@@ -63,7 +72,7 @@ class LoginGuard:
         while tries and tries[0] <= now - self._window:
             tries.popleft()
         if len(tries) >= self._failures:
-            raise RateLimited("too many failed logins", retry_after=tries[0] + self._window - now)
+            raise LoginLimited("too many failed logins", retry_after=tries[0] + self._window - now)
         tries.append(now)
         if len(self._tries) > self._keys:
             self._tries.popitem(last=False)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 import trio
 
-from app.store.accounts import CHANNEL
+from app.store.sessions import CHANNEL
 from nurseries.errors import NurseriesError
 from nurseries.postgres.listen import listen
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from app.accounts.sessions import LiveSessions
-    from app.store.accounts import AccountStore
+    from app.store.sessions import SessionStore
 
 RETRY_SECONDS: Final = 0.25
 
@@ -26,7 +26,7 @@ logger = structlog.get_logger(__name__)
 async def listen_for_revocations(
     conninfo: str,
     live: LiveSessions,
-    store: AccountStore,
+    store: SessionStore,
     now: Callable[[], datetime],
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,

@@ -36,6 +36,7 @@ class AccountSettings:
         audience: the `aud` of access tokens.
         access_seconds: life of an access token.
         session_seconds: life of a session from its login, and so of its last refresh token.
+        sessions_per_user: sessions that one user may have at once; one more ends the oldest.
         ticket_seconds: life of a ticket for opening a socket.
         signin_seconds: life of a code that signs a user in.
         leeway_seconds: by how much another machine's clock may differ when a token's times are checked.
@@ -51,6 +52,7 @@ class AccountSettings:
     audience: str = attrs.field(default="nurseries", validator=_named)
     access_seconds: int = attrs.field(default=15 * 60, validator=_positive)
     session_seconds: int = attrs.field(default=30 * 24 * 3600, validator=_positive)
+    sessions_per_user: int = attrs.field(default=100, validator=_positive)
     ticket_seconds: int = attrs.field(default=30, validator=_positive)
     signin_seconds: int = attrs.field(default=24 * 3600, validator=_positive)
     leeway_seconds: int = attrs.field(default=5, validator=_not_negative)

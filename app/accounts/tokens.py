@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
@@ -28,7 +29,7 @@ KEY_BYTES: Final = 32
 _ALGORITHM: Final = "HS256"
 _TYPE: Final = "access"
 _LONGEST: Final = 2048  # characters; ours have some 500
-_CHECKED_HERE: Final = {"verify_exp": False, "verify_nbf": False, "verify_iat": False}
+_CHECKED_HERE: Final = MappingProxyType({"verify_exp": False, "verify_nbf": False, "verify_iat": False})
 
 
 @attrs.frozen

@@ -178,9 +178,9 @@ async def test_a_token_is_bound_to_its_user(accounts):
     for session_id in (ann.session_id, new_id()):
         token, _ = tokens.issue(bob.user_id, session_id, accounts.clock(), ann.expires_at)
         await refused(accounts.service.authenticate_bearer, token)
-    (event,) = accounts.audited
+    (event,) = accounts.alarms
     assert (event.kind, event.user_id, event.presented_by) == (
-        "credential_mismatch",
+        "credential_reused",
         ann.user_id,
         bob.user_id,
     )
@@ -223,7 +223,7 @@ async def test_a_refresh_token_works_once(accounts):
     after = await accounts.service.authenticate_bearer(successor.access_token)
     assert successor.refresh_token != pair.refresh_token
     assert (before.session_id, before.user_id) == (after.session_id, after.user_id)
-    assert accounts.audited == []
+    assert accounts.alarms == []
 
 
 async def test_a_reused_refresh_token_ends_the_whole_family(accounts):
@@ -242,7 +242,7 @@ async def test_a_reused_refresh_token_ends_the_whole_family(accounts):
             await accounts.service.refresh(pair.refresh_token)
         assert closed == ["refresh token used twice"]
         assert others_closed == []
-    assert [event.kind for event in accounts.audited] == ["refresh_token_reused"]
+    assert [event.kind for event in accounts.alarms] == ["refresh_token_reused"]
     for token in (pair.access_token, successor.access_token):
         await refused(accounts.service.authenticate_bearer, token)
     with pytest.raises(InvalidGrant):
@@ -260,7 +260,7 @@ async def test_an_unknown_refresh_token_ends_nothing(accounts):
         with pytest.raises(InvalidGrant):
             await accounts.service.refresh(token)
     await accounts.service.authenticate_bearer(pair.access_token)
-    assert accounts.audited == []
+    assert accounts.alarms == []
 
 
 async def test_refreshes_at_the_same_moment_have_one_successor(accounts):
@@ -273,7 +273,7 @@ async def test_refreshes_at_the_same_moment_have_one_successor(accounts):
     assert accounts.value("SELECT count(*) FROM refresh_tokens") == 2
     assert accounts.value("SELECT revoked_for FROM sessions") == "refresh token used twice"
     await refused(accounts.service.authenticate_bearer, won[0].access_token)
-    assert [event.kind for event in accounts.audited] == ["refresh_token_reused"]
+    assert [event.kind for event in accounts.alarms] == ["refresh_token_reused"]
 
 
 async def race(times, call, *args):
@@ -304,7 +304,7 @@ async def test_a_ticket_stands_for_its_session_once(accounts):
     assert (opened.user_id, opened.session_id) == (identity.user_id, identity.session_id)
     assert opened.expires_in(accounts.clock()) == 30 * 24 * 3600
     await refused(accounts.service.authenticate_ticket, ticket.ticket)
-    (event,) = accounts.audited
+    (event,) = accounts.alarms
     assert (event.kind, event.user_id) == ("ticket_reused", identity.user_id)
 
 
@@ -335,9 +335,9 @@ async def test_a_ticket_is_never_taken_for_somebody_else(accounts):
     bob = await accounts.service.authenticate_bearer(bob_pair.access_token)
     ticket = (await accounts.service.ticket(ann)).ticket
     await refused(accounts.service.authenticate_socket, bearer=bob_pair.access_token, ticket=ticket)
-    (event,) = accounts.audited
+    (event,) = accounts.alarms
     assert (event.kind, event.user_id, event.presented_by) == (
-        "credential_mismatch",
+        "credential_reused",
         ann.user_id,
         bob.user_id,
     )
@@ -476,15 +476,15 @@ async def test_a_watch_misses_no_end(accounts):
 
 async def test_the_first_user_signs_in_with_a_code(accounts):
     """An administrator without a password, made once; the code works once."""
-    code = await accounts.service.create_first_user()
+    code = await accounts.service.codes.for_first_user()
     pair = await accounts.service.signin(code)
     identity = await accounts.service.authenticate_bearer(pair.access_token)
     assert (identity.email, identity.roles) == ("admin@localhost", ("admin",))
     assert pair.expires_in == 900
-    assert await accounts.service.create_first_user() is None
+    assert await accounts.service.codes.for_first_user() is None
     with pytest.raises(InvalidGrant):
         await accounts.service.signin(code)
-    assert [event.kind for event in accounts.audited] == ["signin_code_reused"]
+    assert [event.kind for event in accounts.alarms] == ["signin_code_reused"]
     await accounts.service.authenticate_bearer(pair.access_token)
     for password in ("", "admin", PASSWORD):
         with pytest.raises(LoginFailed):
@@ -494,24 +494,24 @@ async def test_the_first_user_signs_in_with_a_code(accounts):
 async def test_where_there_are_users_no_first_one_is_made(accounts):
     """A link that signs an administrator in is for a new database only."""
     await accounts.service.register(ANN, PASSWORD)
-    assert await accounts.service.create_first_user() is None
+    assert await accounts.service.codes.for_first_user() is None
 
 
 async def test_a_code_ends_by_the_clock(accounts):
     """A day, and then another one must be made."""
-    code = await accounts.service.create_first_user()
+    code = await accounts.service.codes.for_first_user()
     accounts.clock.advance(24 * 3600)
     with pytest.raises(InvalidGrant):
         await accounts.service.signin(code)
-    code = await accounts.service.create_signin_code("admin@localhost")
+    code = await accounts.service.codes.create("admin@localhost")
     await accounts.service.signin(code)
     with pytest.raises(NotFound):
-        await accounts.service.create_signin_code("nobody@example.org")
+        await accounts.service.codes.create("nobody@example.org")
 
 
 async def test_a_secret_of_one_kind_is_none_of_another(accounts):
     """A ticket is not a sign-in code, a code is not a ticket, and neither is a refresh token."""
-    code = await accounts.service.create_first_user()
+    code = await accounts.service.codes.for_first_user()
     pair = await accounts.login()
     ticket = (
         await accounts.service.ticket(await accounts.service.authenticate_bearer(pair.access_token))
