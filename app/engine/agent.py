@@ -1,131 +1,103 @@
-"""What an agent is, and what one request gives it."""
+"""What an agent is, and the two ways to declare one: a class, or a function with a decorator."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar
+import inspect
+from typing import TYPE_CHECKING, Any, ClassVar, Final, overload
 
-import attrs
-
-from app.store.history import HistoryMessage, conversation_before
-from app.tools.clip import clean_text
+from app.engine.loop import converse
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Awaitable, Callable
 
-    import trio
+    from app.engine.request import AgentRequest, Answer
 
-    from app.engine.model import Model
-    from app.tools.dispatcher import Dispatcher
-    from nurseries.context import UserContext
-    from nurseries.events import Emitter
-    from nurseries.postgres.scoped import ScopedDatabase
-
-__all__ = ["Agent", "AgentRequest", "Answer", "HistoryMessage", "RunLimits"]
+    Run = Callable[[AgentRequest], Awaitable[Answer | str | None]]
 
 
-@attrs.frozen(kw_only=True)
-class RunLimits:
-    """Bounds of one run.
-
-    Attributes:
-        steps: how often the model is asked.
-        calls_per_step: how many tools it may ask for at once.
-        output_characters: how much it may say and think in all.
-        history_messages: how many earlier messages it is told.
-    """
-
-    steps: int = 10
-    calls_per_step: int = 16
-    output_characters: int = 100_000
-    history_messages: int = 50
-
-
-@attrs.frozen(kw_only=True, eq=False)
-class AgentRequest:
-    """All that an agent can reach. Everything in it belongs to one request, and ends with it.
-
-    Attributes:
-        context: who asks.
-        database: that user's rows and nobody else's.
-        events: says what happens, to that user alone.
-        nursery: for child tasks; the run ends when they have.
-        tools: calls the tools that the agent named.
-        model: the language model of this request.
-        content: the user's message.
-        message_id: the id of the answer that is being written.
-        limits: how long the run may go on.
-    """
-
-    context: UserContext
-    database: ScopedDatabase
-    events: Emitter
-    nursery: trio.Nursery
-    tools: Dispatcher
-    model: Model
-    content: str
-    message_id: str
-    limits: RunLimits
-    _agent: str
-    _on_said: Callable[[str], None] | None = None
-    _said: list[str] = attrs.field(factory=list, init=False)
-
-    async def say(self, text: str) -> None:
-        """Add to the answer.
-
-        It counts as said before it is sent: the answer that a cancelled run leaves behind is never shorter
-        than what its user saw.
-        """
-        text = clean_text(text)
-        if not text:
-            return
-        self._said.append(text)
-        if self._on_said is not None:
-            self._on_said(text)
-        await self.events.emit("message_delta", {"message_id": self.message_id, "text": text})
-
-    def said(self) -> str:
-        """Return the answer so far."""
-        return "".join(self._said)
-
-    async def think(self, text: str) -> None:
-        """Show some of the thinking, which is no part of the answer."""
-        if text:
-            await self.events.emit("agent_thinking", {"agent": self._agent, "text": clean_text(text)})
-
-    async def history(self, limit: int) -> tuple[HistoryMessage, ...]:
-        """Return the last `limit` messages of this thread before `content`, oldest first."""
-        return await conversation_before(
-            self.database, thread_id=self.context.thread_id, run_id=self.context.run_id, limit=limit
-        )
-
-
-@attrs.frozen
-class Answer:
-    """What a run comes to.
-
-    Attributes:
-        output: the whole answer, which is also what was said piece by piece.
-        usage: what it cost, by name (`input_tokens`, `steps`, ...).
-    """
-
-    output: str
-    usage: Mapping[str, int] = attrs.field(factory=dict)
-
-
-class Agent(ABC):
+class Agent:
     """Base of all agents. One instance is made for one request, so what it keeps in `self` is that request's.
+
+    A subclass defines `run`, or says with `system` what a model shall do.
 
     Attributes:
         name: what clients ask for.
         description: one sentence for people.
+        system: what the model is here for, where `run` is left as it is.
         tools: names of the tools that it may call.
+        agents: names of the agents that it may delegate to.
+        resumable: whether a run whose server was lost goes on in the next one. `converse`, and so an agent that
+            is a `system` alone, goes on from its last step; another `run` is called again, and finds what it
+            kept with `request.resumed`.
     """
 
     name: ClassVar[str]
     description: ClassVar[str]
+    system: ClassVar[str] = ""
     tools: ClassVar[tuple[str, ...]] = ()
+    agents: ClassVar[tuple[str, ...]] = ()
+    resumable: ClassVar[bool] = False
 
-    @abstractmethod
-    async def run(self, request: AgentRequest) -> Answer:
-        """Answer `request.content`, saying the answer as it comes with `request.say`."""
+    @classmethod
+    def prepare(cls) -> None:
+        """Make ready what all instances use; called once, when the agent is registered.
+
+        Raises:
+            TypeError, ValueError: it is declared wrongly.
+        """
+
+    async def run(self, request: AgentRequest) -> Answer | str | None:
+        """Answer `request.content`, saying the answer as it comes with `request.say`.
+
+        Returns:
+            The answer. Text is an answer without usage; None stands for what was said.
+        """
+        return await converse(request, self.system)
+
+
+@overload
+def agent(declared: Run | type, /) -> type[Agent]: ...
+@overload
+def agent(**attributes: Any) -> Callable[[Run | type], type[Agent]]: ...
+def agent(
+    declared: Run | type | None = None, /, **attributes: Any
+) -> type[Agent] | Callable[[Run | type], type[Agent]]:
+    """Declare `async def answer(request)`, or a class with `async def run(self, request)`, as an agent.
+
+    Use it as `@agent` or as `@agent(name="parrot", tools=("clock",))`. Without them the name is that of the
+    function or the class, and the description is the first line of its docstring. Whether it can be an agent
+    is looked at when its module is registered, so that the mistake has a place.
+
+    Args:
+        declared: the function or the class, where the decorator is used without parentheses.
+        **attributes: those of `Agent`.
+
+    Raises:
+        TypeError: an agent has no such attribute.
+    """
+    if unknown := attributes.keys() - _ATTRIBUTES:
+        raise TypeError(
+            f"an agent has no {', '.join(sorted(unknown))}; it has {', '.join(sorted(_ATTRIBUTES))}"
+        )
+
+    def declare(declared: Run | type) -> type[Agent]:
+        own = getattr(declared, "__name__", repr(declared))
+        fields: dict[str, Any] = {
+            "__module__": getattr(declared, "__module__", __name__),
+            "__doc__": declared.__doc__,
+            "name": getattr(declared, "name", own),
+            "description": getattr(declared, "description", _first_line(declared)),
+            **attributes,
+        }
+        if not isinstance(declared, type):
+            return type(own, (Agent,), fields | {"run": staticmethod(declared)})
+        return type(own, (declared,) if issubclass(declared, Agent) else (declared, Agent), fields)
+
+    return declare if declared is None else declare(declared)
+
+
+_ATTRIBUTES: Final = frozenset(Agent.__annotations__)
+
+
+def _first_line(declared: object) -> str:
+    return (inspect.getdoc(declared) or "").partition("\n")[0]

@@ -2,18 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Final
+from typing import ClassVar
 
 from app.engine.agent import Agent
-from app.engine.loop import converse
-
-if TYPE_CHECKING:
-    from app.engine.agent import AgentRequest, Answer
-
-SYSTEM: Final = (
-    "You are a helpful assistant. Answer in the language of the user, briefly and truthfully. Use the calculator"
-    " for arithmetic, the clock for the time, and search_messages for what was said in other conversations."
-)
 
 
 class Assistant(Agent):
@@ -23,8 +14,9 @@ class Assistant(Agent):
     description: ClassVar[str] = (
         "Answers with a language model; it can calculate, tell the time and search your messages."
     )
+    system: ClassVar[str] = (
+        "You are a helpful assistant. Answer in the language of the user, briefly and truthfully. Use the calculator"
+        " for arithmetic, the clock for the time, and search_messages for what was said in other conversations."
+    )
     tools: ClassVar[tuple[str, ...]] = ("calculator", "search_messages", "clock")
-
-    async def run(self, request: AgentRequest) -> Answer:
-        """Answer the message."""
-        return await converse(request, SYSTEM)
+    resumable: ClassVar[bool] = True

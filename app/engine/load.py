@@ -8,11 +8,12 @@ import msgspec
 import trio
 from msgspec import Meta
 
-from app.engine.agent import Agent, Answer
+from app.engine.agent import Agent
 from app.engine.errors import InvalidOrder
+from app.engine.request import Answer
 
 if TYPE_CHECKING:
-    from app.engine.agent import AgentRequest
+    from app.engine.request import AgentRequest
 
 MAX_BYTES: Final = 1024 * 1024
 """How long an answer may be in all."""

@@ -43,19 +43,27 @@ class ToolCall:
         call_id: the model's own name for this call.
         tool: the name it wrote, which may be none of ours.
         arguments: the JSON value it wrote, decoded; its text as it is where that is not JSON.
+        opaque: what its model wants to see again together with this call, such as the signature of the thinking
+            that led to it. JSON text for that model alone; empty for most.
     """
 
     call_id: str
     tool: str
     arguments: object
+    opaque: str = ""
 
 
 @attrs.frozen
 class Usage:
-    """What one answer cost, in the model's tokens."""
+    """What an answer cost, in the model's tokens; several in one answer add up.
+
+    Attributes:
+        model: the name of the model that answers. A piece without tokens only tells the name.
+    """
 
     input_tokens: int
     output_tokens: int
+    model: str = ""
 
 
 Piece = TextPiece | ThinkingPiece | ToolCall | Usage
@@ -110,8 +118,8 @@ class Model(Protocol):
     def stream(self, conversation: Conversation) -> AbstractAsyncContextManager[AsyncIterator[Piece]]:
         """Open the answer to the last turn.
 
-        Leaving the block ends the answer and frees what it held, at whatever piece it is left. The iterator
-        must hold no nursery or cancel scope across its pieces: it is iterated, and may be cancelled, in
-        another frame than its own.
+        Leaving the block ends the answer and frees what it held, at whatever piece it is left. Neither the
+        block nor the iterator may hold a nursery or a cancel scope open while a piece is out: both are entered
+        and iterated under time limits of other frames.
         """
         ...

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import re
 from fractions import Fraction
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -21,7 +22,7 @@ import attrs
 from nurseries.errors import CallerError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 MAX_LENGTH: Final = 1000
 MAX_DEPTH: Final = 50
@@ -32,7 +33,9 @@ _MAX_BITS: Final = int(MAX_DIGITS * math.log2(10))
 _TOKEN: Final = re.compile(
     r"\s*(?:(\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?)|([A-Za-z]+)|(\*\*|//|\S))", re.ASCII
 )
-_ALIASES: Final = {"^": "**", "\u00d7": "*", "x": "*", "X": "*", "\u00f7": "/", "\u2212": "-", "\u00b7": "*"}
+_ALIASES: Final = MappingProxyType(
+    {"^": "**", "\u00d7": "*", "x": "*", "X": "*", "\u00f7": "/", "\u2212": "-", "\u00b7": "*"}
+)
 
 
 class ArithmeticRefused(CallerError):
@@ -223,11 +226,13 @@ def _round(name: str, values: list[Fraction]) -> Fraction:
     return round(values[0], int(values[1]))
 
 
-_FUNCTIONS: Final[dict[str, Callable[[str, list[Fraction]], Fraction | int]]] = {
-    "abs": lambda name, values: abs(_one(name, values)),
-    "ceil": lambda name, values: math.ceil(_one(name, values)),
-    "floor": lambda name, values: math.floor(_one(name, values)),
-    "max": lambda _, values: max(values),
-    "min": lambda _, values: min(values),
-    "round": _round,
-}
+_FUNCTIONS: Final[Mapping[str, Callable[[str, list[Fraction]], Fraction | int]]] = MappingProxyType(
+    {
+        "abs": lambda name, values: abs(_one(name, values)),
+        "ceil": lambda name, values: math.ceil(_one(name, values)),
+        "floor": lambda name, values: math.floor(_one(name, values)),
+        "max": lambda _, values: max(values),
+        "min": lambda _, values: min(values),
+        "round": _round,
+    }
+)

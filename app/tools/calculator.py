@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _LONGEST_DECIMAL: Final = 60
 """Decimal places that are still easier to read than a fraction."""
 
-_ABOUT: Final = Context(prec=20)
+_DIGITS: Final = 20
 
 
 class CalculatorParameters(Parameters, frozen=True):
@@ -53,7 +53,7 @@ def exact(value: Fraction) -> str:
     if places <= _LONGEST_DECIMAL:
         digits = str(abs(value.numerator) * 10**places // value.denominator).rjust(places + 1, "0")
         return f"{'-' if value < 0 else ''}{digits[:-places]}.{digits[-places:]}"
-    about = _ABOUT.divide(Decimal(value.numerator), Decimal(value.denominator))
+    about = Context(prec=_DIGITS).divide(Decimal(value.numerator), Decimal(value.denominator))
     return f"{value} (about {about})"
 
 

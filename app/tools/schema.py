@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
@@ -40,10 +41,12 @@ class ToolContext:
     Attributes:
         context: who asks.
         database: that user's rows and nobody else's.
+        call_id: the same in every attempt at one call: a call that a lost server cut off is made again.
     """
 
     context: UserContext
     database: ScopedDatabase
+    call_id: str = ""
 
 
 @attrs.frozen
@@ -55,7 +58,20 @@ class ToolDescription:
     parameters: dict[str, Any]
 
 
-def _check_parameters(_tool: object, _attribute: object, value: type[Parameters]) -> None:
+@attrs.frozen
+class JSONSchema:
+    """Parameters of a tool that somebody else checks, such as an MCP server: what a model is told of them.
+
+    Attributes:
+        text: the schema as JSON, which requests can share, as they could not a dictionary.
+    """
+
+    text: bytes
+
+
+def _check_parameters(_tool: object, _attribute: object, value: type[Parameters] | JSONSchema) -> None:
+    if isinstance(value, JSONSchema):
+        return
     if not (isinstance(value, type) and issubclass(value, Parameters)):
         raise TypeError("parameters must be a subclass of Parameters")
     if not (value.__struct_config__.forbid_unknown_fields and value.__struct_config__.frozen):
@@ -78,40 +94,55 @@ class Tool:
     Attributes:
         name: how a model calls it: lower case letters, digits and underscores.
         description: when to use it, for the model and for people.
-        parameters: the type of its arguments.
+        parameters: the type of its arguments, or the JSON schema of those that its function checks itself; the
+            function is given a dictionary then.
         function: `async def (context: ToolContext, parameters)`; or a plain `def (context: UserContext,
             parameters)`, which runs in a worker thread and so has no database. It returns JSON values, attrs
             or msgspec objects. A `CallerError` that it raises is told in its own words, another error by
             its type alone.
         seconds: its time limit, where it differs from the dispatcher's.
+        approval: whether its user must approve each call before it is made.
+        repeatable: whether a call that a lost server cut off may simply be made again. If not, the model is
+            told that nobody knows how it came out.
     """
 
     name: str = attrs.field(validator=attrs.validators.matches_re(_NAME))
     description: str = attrs.field(validator=attrs.validators.min_len(1))
-    parameters: type[Parameters] = attrs.field(validator=_check_parameters)
+    parameters: type[Parameters] | JSONSchema = attrs.field(validator=_check_parameters)
     function: Callable[[Any, Any], Any] = attrs.field(validator=attrs.validators.is_callable())
     seconds: float | None = attrs.field(default=None, validator=_check_seconds)
+    approval: bool = False
+    repeatable: bool = True
 
     @property
     def is_async(self) -> bool:
         """Whether the function runs on the loop rather than in a thread."""
         return inspect.iscoroutinefunction(self.function)
 
-    def parse(self, arguments: object) -> Parameters:
+    def parse(self, arguments: object) -> Parameters | dict[str, Any]:
         """Return the typed arguments.
 
         Raises:
             InvalidArguments: a field is missing, unknown, of another type or out of bounds.
         """
+        kind: Any = dict[str, Any] if isinstance(self.parameters, JSONSchema) else self.parameters
         try:
-            return msgspec.convert(arguments, self.parameters)
+            parsed: Parameters | dict[str, Any] = msgspec.convert(arguments, kind)
         except msgspec.ValidationError as error:
             raise InvalidArguments(f"arguments: {error}") from None
+        return parsed
 
     def describe(self) -> ToolDescription:
         """Return what a model is told."""
+        return ToolDescription(self.name, self.description, msgspec.json.decode(self._schema))
+
+    @cached_property
+    def _schema(self) -> bytes:
+        """The JSON schema of the parameters. Making it costs as much as a whole step of the engine without it."""
+        if isinstance(self.parameters, JSONSchema):
+            return self.parameters.text
         _, components = msgspec.json.schema_components([self.parameters])
         schema = components.pop(self.parameters.__name__)
         if components:
             schema["$defs"] = components
-        return ToolDescription(self.name, self.description, schema)
+        return msgspec.json.encode(schema)

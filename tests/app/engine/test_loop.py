@@ -5,10 +5,10 @@ import itertools
 import pytest
 import trio
 
-from app.engine.agent import RunLimits
 from app.engine.engine import Catalog, built_in_agents, built_in_tools, run_agent
-from app.engine.errors import TooManySteps, UnknownAgent
+from app.engine.errors import TooManySteps, TooManyTokens, UnknownAgent
 from app.engine.model import ModelTurn, TextPiece, ThinkingPiece, ToolCall, ToolTurn, Usage, UserTurn
+from app.engine.request import RunLimits
 from nurseries.errors import Unavailable
 
 
@@ -83,14 +83,50 @@ async def test_the_model_is_told_what_the_conversation_was_and_what_it_may_use(h
 
 
 async def test_a_model_that_never_answers_is_stopped(house, scripted):
-    """The run fails after its last step, and what was said stays said."""
+    """The run fails after its last step, whose calls nobody would read are not made; what was said stays said."""
     model = scripted(*([TextPiece("again "), calculate("1")] for _ in range(10)))
     said = []
-    async with house.request() as (request, _):
+    async with house.request() as (request, heard):
         with pytest.raises(TooManySteps):
             await run(request, model, on_said=said.append, steps=3)
+        assert [kind for kind, _ in heard()].count("tool_executing") == 2
     assert len(model.told) == 3
     assert said == ["again "] * 3
+
+
+async def test_a_model_that_has_used_its_tokens_is_asked_no_more(house, scripted):
+    """What it reads and writes counts together; an answer that has come is kept, whatever it took."""
+    steps = [[TextPiece("again "), calculate("1"), Usage(90, 10)] for _ in range(10)]
+    model, generous = scripted(*steps), scripted(steps[0], [TextPiece("done"), Usage(5000, 5000)])
+    said = []
+    async with house.request() as (request, _):
+        with pytest.raises(TooManyTokens):
+            await run(request, model, on_said=said.append, tokens=250)
+        answer = await run(request, generous, tokens=250)
+    assert len(model.told) == 3
+    assert said == ["again "] * 3
+    assert answer.output == "again done"
+    assert answer.usage["output_tokens"] == 5010
+
+
+async def test_the_answer_names_its_model(house, scripted):
+    """The last one that said who it is."""
+    model = scripted(
+        [calculate("1"), Usage(1, 1, "first")], [TextPiece("x"), Usage(0, 0, "second"), Usage(1, 1)]
+    )
+    async with house.request() as (request, _):
+        assert (await run(request, model)).usage["model"] == "second"
+
+
+async def test_arguments_without_a_json_form_fail_their_call(house, scripted):
+    """A lone surrogate is replaced, what is no JSON at all is refused; the run goes on."""
+    model = scripted(
+        [calculate("1\ud800"), ToolCall("b", "calculator", {"expression": object()}), calculate("6*7")],
+        [TextPiece("ok")],
+    )
+    async with house.request() as (request, _):
+        assert (await run(request, model)).output == "ok"
+    assert [result.ok for result in model.told[1].turns[-1].results] == [False, False, True]
 
 
 @pytest.mark.parametrize("piece", [TextPiece("x" * 30), ThinkingPiece("x" * 30), calculate("1")])

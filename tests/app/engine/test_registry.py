@@ -4,10 +4,11 @@ from typing import ClassVar
 
 import pytest
 
-from app.engine.agent import Agent, Answer
+from app.engine.agent import Agent
 from app.engine.engine import Catalog, built_in_agents, built_in_tools
 from app.engine.errors import UnknownAgent
 from app.engine.registry import AgentRegistry
+from app.engine.request import Answer
 from nurseries.errors import StartupFailed
 
 
@@ -88,8 +89,12 @@ def test_describe():
     assert AgentRegistry([Echo]).describe() == [
         {"name": "echo", "description": "Repeats.", "tools": ["clock"]}
     ]
-    assert [agent["name"] for agent in built_in_agents().describe()] == ["assistant"]
-    assert [agent["name"] for agent in built_in_agents(load=True).describe()] == ["assistant", "load"]
+    assert [agent["name"] for agent in built_in_agents().describe()] == ["analyst", "assistant"]
+    assert [agent["name"] for agent in built_in_agents(load=True).describe()] == [
+        "analyst",
+        "assistant",
+        "load",
+    ]
 
 
 def test_the_catalog_closes_the_registries():

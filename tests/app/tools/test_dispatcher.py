@@ -9,7 +9,9 @@ import trio
 from msgspec import Meta
 from structlog.testing import capture_logs
 
-from app.tools.dispatcher import Dispatcher, ToolCrashed, ToolLimits
+from app.tools.dispatcher import Dispatcher, ToolLimits, ToolResult
+from app.tools.failures import ToolCrashed
+from app.tools.ledger import Forgetful
 from app.tools.schema import Parameters, Tool
 from app.tools.threads import ToolThreads
 from nurseries.errors import CallerError, PoolExhausted
@@ -41,7 +43,7 @@ class Call:
 def dispatching(house):
     """Open a request with a dispatcher for the given tools."""
 
-    def make(request, *tools, threads=None, **limits):
+    def make(request, *tools, threads=None, ledger=None, **limits):
         return Dispatcher(
             tools,
             context=request.context,
@@ -49,6 +51,7 @@ def dispatching(house):
             events=request.events,
             threads=threads or ToolThreads(),
             limits=ToolLimits(**limits),
+            ledger=ledger,
         )
 
     return make
@@ -409,3 +412,87 @@ async def test_a_tool_gets_the_context_of_its_request(house, dispatching):
         user_id = request.context.user_id
         assert (await dispatcher.call("1", "probe", {})).result == [user_id, user_id]
         assert (await dispatcher.call("2", "thread", {})).result == [user_id, False]
+
+
+# -- the ledger ----------------------------------------------------------------------------------------------
+
+
+async def test_a_call_that_needs_a_person_is_not_made_where_nobody_can_be_asked(house, dispatching):
+    """Outside of a run there is no one: the call fails, and says why."""
+
+    async def never(_context, _parameters):
+        raise AssertionError
+
+    async with house.request() as (request, heard):
+        gated = attrs.evolve(tool(never), approval=True)
+        result = await dispatching(request, gated).call("c1", "probe", {})
+        assert not result.ok
+        assert "needs an approval" in result.error
+        assert [kind for kind, _ in heard()] == ["tool_completed"]
+
+
+class Remembering(Forgetful):
+    """A ledger that knows some calls, and notes what it was asked."""
+
+    def __init__(self, ended=(), begun=()):
+        self.ended = {result.call_id: result for result in ended}
+        self.started = set(begun)
+        self.commits = 0
+
+    def result(self, call_id):
+        return self.ended.get(call_id)
+
+    def begun(self, call_id):
+        return call_id in self.started
+
+    async def committed(self):
+        await trio.lowlevel.checkpoint()
+        self.commits += 1
+
+
+async def test_a_call_that_has_ended_is_not_made_again(house, dispatching):
+    """It is answered with what it came to, and nothing is told twice; its neighbour is made."""
+    made = []
+
+    async def note(context, _parameters):
+        made.append(context.call_id)
+
+    ended = ToolResult("old", "probe", ok=True, milliseconds=7, result="known")
+    async with house.request() as (request, heard):
+        dispatcher = dispatching(request, tool(note), ledger=Remembering(ended=[ended]))
+        results = await dispatcher.call_many([Call("old", "probe"), Call("new", "probe")])
+        assert results[0] is ended
+        assert made == ["new"]
+        assert {payload["call_id"] for _, payload in heard()} == {"new"}
+
+
+@pytest.mark.parametrize(("repeatable", "made"), [(True, 1), (False, 0)])
+async def test_a_call_that_was_cut_off(house, dispatching, repeatable, made):
+    """It is made again under its id, or its outcome is unknown: that is for the tool to say."""
+    calls = []
+
+    async def note(context, _parameters):
+        calls.append(context.call_id)
+
+    async with house.request() as (request, heard):
+        probe = attrs.evolve(tool(note), repeatable=repeatable)
+        result = await dispatching(request, probe, ledger=Remembering(begun=["c1"])).call("c1", "probe", {})
+        assert len(calls) == made
+        assert result.ok == repeatable
+        assert result.ok or result.error.startswith("outcome unknown")
+        assert heard()[-1] == ("tool_completed", result.payload())
+
+
+@pytest.mark.parametrize("repeatable", [True, False])
+async def test_what_must_not_happen_twice_is_known_to_have_begun(house, dispatching, repeatable):
+    """A call that cannot be repeated waits until its beginning would survive the server; others need not."""
+    ledger, seen = Remembering(), []
+
+    async def note(_context, _parameters):
+        await trio.lowlevel.checkpoint()
+        seen.append(ledger.commits)
+
+    async with house.request() as (request, _):
+        probe = attrs.evolve(tool(note), repeatable=repeatable)
+        await dispatching(request, probe, ledger=ledger).call("c1", "probe", {})
+    assert seen == [0 if repeatable else 1]

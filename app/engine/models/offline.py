@@ -1,18 +1,22 @@
 """The model that needs no network: deterministic, and useful for its tools alone.
 
 A line that begins with `calculate`, `search` or `time` asks for a tool; several such lines ask for several
-at once. Everything else is answered with a short account of the conversation so far.
+at once. Where agents can be delegated to, each line, and each part of a line between semicolons, is a task: for the
+agent that it names (`clerk: what is the time`), or for the next one in the order of their names. The analyst's tools
+run what follows `sql:`, and else profile each table. Everything else is answered with a short account of the conversation so far.
 """
 
 from __future__ import annotations
 
 import re
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Final
+from itertools import cycle
+from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
 from app.engine.model import ModelTurn, TextPiece, ThinkingPiece, ToolCall, ToolTurn, Usage, UserTurn
+from app.engine.models.analysis import PROFILE, QUERY, analysis_calls, analysis_outcome
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -20,6 +24,7 @@ if TYPE_CHECKING:
     from app.engine.model import Conversation, Piece
     from app.tools.dispatcher import ToolResult
 
+NAME: Final = "offline"
 SELF: Final = "I am the offline model"
 _HELP: Final = "No language model is configured here. In a line of its own you can write `calculate 6*7`, `search <words>` or `time`."
 _LINE: Final = re.compile(r"\s*(calculate|search|time)\b[:\s]*(.*?)\s*", re.IGNORECASE)
@@ -36,6 +41,14 @@ class OfflineModel:
         """Open the answer to the last turn."""
         await trio.lowlevel.checkpoint()
         yield _Stream(_answer(conversation))
+
+    def shared(self) -> tuple[type, ...]:
+        """Return the types of what its users share by design: itself, which keeps nothing."""
+        return (OfflineModel,)
+
+    async def aclose(self) -> None:
+        """It has nothing to close."""
+        await trio.lowlevel.checkpoint()
 
 
 class _Stream:
@@ -58,9 +71,11 @@ def _answer(conversation: Conversation) -> Iterator[Piece]:
     last = conversation.turns[-1]
     text = ""
     if isinstance(last, UserTurn) and (
-        calls := _calls(last.text, {tool.name for tool in conversation.tools})
+        calls := _delegations(last.text, conversation)
+        or analysis_calls(last.text, conversation)
+        or _calls(last.text, conversation)
     ):
-        names = ", ".join(call.tool for call in calls)
+        names = ", ".join(_named(call) for call in calls)
         yield ThinkingPiece(f"The message asks in so many words for: {names}.")
         yield from calls
     else:
@@ -68,11 +83,28 @@ def _answer(conversation: Conversation) -> Iterator[Piece]:
         for piece in _PIECE.findall(text):
             if piece:
                 yield TextPiece(piece)
-    yield Usage(sum(_words(turn) for turn in conversation.turns), len(text.split()))
+    yield Usage(sum(_words(turn) for turn in conversation.turns), len(text.split()), NAME)
 
 
-def _calls(message: str, tools: set[str]) -> list[ToolCall]:
+def _delegations(message: str, conversation: Conversation) -> list[ToolCall]:
+    """Return a task for each part of a message, where there are agents to give them to."""
+    found = [tool for tool in conversation.tools if tool.name == "delegate"]
+    if not found:
+        return []
+    agents = found[0].parameters["properties"]["agent"]["enum"]
+    in_turn = cycle(agents)
+    calls: list[ToolCall] = []
+    for part in filter(None, map(str.strip, re.split(r"[;\n]", message))):
+        name, _, task = (word.strip() for word in part.partition(":"))
+        if name.lower() not in agents or not task:
+            name, task = next(in_turn), part
+        calls.append(ToolCall(f"call_{len(calls) + 1}", "delegate", {"agent": name.lower(), "task": task}))
+    return calls
+
+
+def _calls(message: str, conversation: Conversation) -> list[ToolCall]:
     """Return the calls that the lines of a message ask for."""
+    tools = {tool.name for tool in conversation.tools}
     calls: list[ToolCall] = []
     for line in message.splitlines():
         match = _LINE.fullmatch(line)
@@ -91,20 +123,36 @@ def _calls(message: str, tools: set[str]) -> list[ToolCall]:
     return calls
 
 
+def _named(call: ToolCall) -> str:
+    arguments = call.arguments if isinstance(call.arguments, dict) else {}
+    return str(arguments.get("agent", call.tool)) if call.tool == "delegate" else call.tool
+
+
 def _results(conversation: Conversation, results: tuple[ToolResult, ...]) -> str:
     """Put what the tools returned into words."""
     asked = conversation.turns[-2]
     calls = asked.calls if isinstance(asked, ModelTurn) else ()
     lines = [_outcome(call, result) for call, result in zip(calls, results, strict=False)]
-    return "\n".join([f"{SELF}; these are the tools' own answers.", *lines])
+    whose = "agents'" if any(call.tool == "delegate" for call in calls) else "tools'"
+    return "\n".join([f"{SELF}; these are the {whose} own answers.", *lines])
 
 
 def _outcome(call: ToolCall, result: ToolResult) -> str:
     arguments = call.arguments if isinstance(call.arguments, dict) else {}
     asked = " ".join([result.tool, *map(str, arguments.values())])
+    if result.tool == "delegate":
+        agent = arguments.get("agent")
+        return f"{agent}: {result.result}" if result.ok else f"{agent}: not possible: {result.error}"
     if not result.ok:
         return f"{asked}: not possible: {result.error}"
+    return _told(result, asked, arguments)
+
+
+def _told(result: ToolResult, asked: str, arguments: dict[str, Any]) -> str:
+    """Put what one tool returned into words."""
     value = result.result
+    if result.tool in {QUERY, PROFILE} and isinstance(value, dict) and "rows" in value:
+        return analysis_outcome(result.tool, value)
     if isinstance(value, str):
         return f"{arguments.get('expression', asked)} = {value}"
     if isinstance(value, dict) and "utc" in value:

@@ -13,7 +13,7 @@ from app.engine.model import (
     Usage,
     UserTurn,
 )
-from app.engine.offline import OfflineModel
+from app.engine.models.offline import OfflineModel
 from app.tools.dispatcher import ToolResult
 
 TOOLS = tuple(tool.describe() for tool in built_in_tools().select(("calculator", "search_messages", "clock")))

@@ -1,0 +1,1 @@
+"""Language models: adapters for their providers, and the cascade that chooses among them."""

@@ -1,0 +1,136 @@
+"""The agent that works in stages: what one returns, the next one takes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+
+import attrs
+import msgspec
+
+from app.engine.agent import Agent
+from app.engine.errors import AgentFailed, WrongType
+from app.engine.request import Answer
+from app.engine.stages import steps_of
+from app.tools.clip import clip
+
+if TYPE_CHECKING:
+    from app.engine.request import AgentRequest
+    from app.engine.stages import Stage, Step
+
+_SHOWN_BYTES: Final = 4096
+"""What is shown of a result that is no text."""
+
+
+@attrs.frozen
+class _State:
+    """How far a pipeline has got."""
+
+    done: int
+    value: msgspec.Raw
+    usage: dict[str, int]
+
+
+class Pipeline(Agent):
+    """Base of agents that work in stages.
+
+    The first stage takes the user's message, the last one returns the answer. Each runs in a request inside this
+    one, with the pipeline's tools; what fails is tried again, skipped, or ends the run, as its `Stage` declares.
+    That the stages fit together is checked when the pipeline is registered, and each result when it is there. A
+    resumable pipeline goes on behind the last stage that was done.
+
+    Attributes:
+        stages: in their order.
+    """
+
+    stages: ClassVar[tuple[Stage, ...]] = ()
+    _steps: ClassVar[tuple[Step, ...]]
+
+    @classmethod
+    def prepare(cls) -> None:
+        """See that the stages fit together."""
+        try:
+            cls._steps = steps_of(cls.stages, kept=cls.resumable)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{cls.__name__}: {error}") from error
+        agents = [step.stage.work for step in cls._steps if isinstance(step.stage.work, str)]
+        cls.agents = tuple(dict.fromkeys([*cls.agents, *agents]))
+
+    async def run(self, request: AgentRequest) -> Answer:
+        """Pass the message through all stages."""
+        value: Any = request.content
+        done, usage = 0, Counter[str]()
+        state = request.resumed(_State)
+        if state is not None:
+            done, usage = state.done, Counter(state.usage)
+            value = msgspec.json.decode(state.value, type=self._steps[done - 1].returns)
+        for step in self._steps[done:]:
+            value = await self._pass(request, step, value, usage)
+            done += 1
+            if self.resumable:
+                await request.checkpoint(_State(done, msgspec.Raw(msgspec.json.encode(value)), dict(usage)))
+        return Answer(value, usage)
+
+    async def _pass(self, request: AgentRequest, step: Step, value: Any, usage: Counter[str]) -> Any:
+        """Return the result of one stage, or what stands in for it."""
+        stage = step.stage
+
+        async def work() -> Any:
+            usage["sub_agents"] += 1
+            if isinstance(stage.work, str):
+                answer = await request.delegate(stage.work, value, seconds=stage.seconds)
+                result: Any = answer.output
+            else:
+                worker = _Worker(stage.name, self.tools, self.agents, step, value)
+                # Not a declared agent, so there is no public way to it.
+                answer = await request._children.run(worker, request.content, seconds=stage.seconds)  # noqa: SLF001
+                result = worker.result
+            usage.update({name: n for name, n in answer.usage.items() if isinstance(n, int)})
+            return result
+
+        try:
+            return await stage.attempt(work)
+        except AgentFailed:
+            if stage.on_failure == "end":
+                raise
+            return step.otherwise(value)
+
+
+@attrs.define(eq=False)
+class _Worker:
+    """The agent of one stage, in one run."""
+
+    name: str
+    tools: tuple[str, ...]
+    agents: tuple[str, ...]
+    _step: Step
+    _value: Any
+    result: Any = None
+
+    async def run(self, request: AgentRequest) -> str:
+        """Do the stage's work.
+
+        Returns:
+            The result, as text for people.
+
+        Raises:
+            WrongType: the value, or the result, is not of the declared type.
+        """
+        work = self._step.stage.work
+        assert not isinstance(work, str)
+        value = self._convert("is given", self._value, self._step.takes)
+        self.result = self._convert("returned", await work(request, value), self._step.returns)
+        return self.result if isinstance(self.result, str) else _shown(self.result)
+
+    def _convert(self, how: str, value: Any, declared: Any) -> Any:
+        try:
+            return msgspec.convert(value, declared)
+        except msgspec.ValidationError as error:
+            raise WrongType(f"the stage {self.name} {how} what it does not declare: {error}") from None
+
+
+def _shown(result: object) -> str:
+    try:
+        return msgspec.json.encode(clip(result, _SHOWN_BYTES).value).decode()
+    except TypeError:
+        return type(result).__name__
