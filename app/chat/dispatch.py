@@ -6,20 +6,35 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from app.audit.refusals import Caller
+from app.chat.approvals import Approvals
 from app.chat.calls import open_call
 from app.chat.ids import known
 from app.chat.run import Ask
 from app.errors import NotFound, is_fault, message_of, outcome_of
 from app.store import events as event_store
 from app.wire.codec import BadFrame, BadJSON, decode_frame, encode_frame
-from app.wire.messages import Accepted, Cancel, ErrorFrame, Ping, Pong, Subscribe, Subscribed, UserMessage
+from app.wire.messages import (
+    Accepted,
+    Approve,
+    Cancel,
+    Deny,
+    ErrorFrame,
+    Ping,
+    Pong,
+    Subscribe,
+    Subscribed,
+    UserMessage,
+)
 from nurseries.errors import Unavailable
 from nurseries.serving import SocketClosed
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
+    from app.audit.refusals import Refusals
     from app.chat.runs import Runs
+    from app.wire.messages import AnyClientFrame
     from nurseries.events import Event
     from nurseries.request import Kernel
     from nurseries.server import Server
@@ -33,14 +48,16 @@ logger = structlog.get_logger(__name__)
 class Dispatch:
     """Handles the frames of all sessions; what it knows of a user is in the session it is called with."""
 
-    def __init__(self, kernel: Kernel, runs: Runs, server: Server) -> None:
+    def __init__(self, kernel: Kernel, runs: Runs, server: Server, refusals: Refusals) -> None:
         self._kernel = kernel
         self._runs = runs
+        self._approvals = Approvals(runs)
         self._server = server
+        self._refusals = refusals
 
     async def __call__(self, session: Session, data: str | bytes) -> None:
         """Handle one frame of a session; frames of one session come here one after the other."""
-        reference = None
+        reference, frame = None, None
         try:
             if isinstance(data, bytes):
                 raise BadFrame("a frame is a text message")  # noqa: TRY301  # answered like every other refusal
@@ -57,11 +74,16 @@ class Dispatch:
                 case Cancel():
                     reference = "cancel"
                     await self._cancel(session, frame)
+                case Approve() | Deny():
+                    reference = "approve" if isinstance(frame, Approve) else "deny"
+                    await self._decide(session, frame)
                 case Ping():
                     await session.answer(PONG)
         except SocketClosed:
             raise  # the peer is gone: that is the session's business, and no fault
         except Exception as error:  # noqa: BLE001  # one frame's crash barrier; faults are logged below
+            caller = Caller(user_id=session.user_id, connection_id=session.id, address=session.peer)
+            self._refusals.tell(error, caller, ids=_ids_of(frame), asked=_name_of(frame))
             await session.answer(_error_frame(error, reference))
 
     async def _user_message(self, session: Session, frame: UserMessage) -> None:
@@ -107,6 +129,17 @@ class Dispatch:
         async with open_call(self._kernel, session.user_id, socket_id=session.id) as request:
             await self._runs.row(request, run_id)  # not_found, if it is not this user's
 
+    async def _decide(self, session: Session, frame: Approve | Deny) -> None:
+        # approval_resolved follows when the run has taken it
+        async with open_call(self._kernel, session.user_id, socket_id=session.id) as request:
+            await self._approvals.answer(
+                request,
+                frame.run_id,
+                frame.call_id,
+                "approve" if isinstance(frame, Approve) else "deny",
+                frame.note,
+            )
+
 
 class ThreadHistory:
     """Reads event logs as one user, each page in a request of its own, so that a slow reader holds nothing."""
@@ -131,6 +164,18 @@ class ThreadHistory:
         """Return a page of the events after `after`."""
         async with open_call(self._kernel, self._user_id, thread_id=thread_id) as request:
             return await event_store.read(request.database, thread_id, after)
+
+
+def _name_of(frame: AnyClientFrame | None) -> str:
+    return "frame" if frame is None else str(frame.__struct_config__.tag)
+
+
+def _ids_of(frame: AnyClientFrame | None) -> Iterator[str]:
+    """Yield what a frame names, whatever frames there will be."""
+    for name in () if frame is None else frame.__struct_fields__:
+        value = getattr(frame, name)
+        if name.endswith("_id") and isinstance(value, str):
+            yield value
 
 
 def _error_frame(error: Exception, reference: str | None) -> bytes:

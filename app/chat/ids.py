@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import re
-from typing import Final
-
 from app.errors import NotFound
-
-_UUID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+from nurseries.ids import is_id
 
 
 def known(text: str, what: str) -> str:
@@ -16,6 +12,6 @@ def known(text: str, what: str) -> str:
     Raises:
         NotFound: it could not, so it is answered as an id that does not exist. `what` names its kind.
     """
-    if not _UUID.fullmatch(text):
+    if not is_id(text):
         raise NotFound(f"no such {what}")
     return text

@@ -1,4 +1,4 @@
-"""Accepting, running and cancelling runs.
+"""The runs of this server: accepting them, taking them up from a lost one, cancelling them.
 
 A run is one task from the moment its message is durable until its last event is in the log, in the nursery
 of its one owner: the server, or the socket that asked for it.
@@ -6,114 +6,78 @@ of its one owner: the server, or the socket that asked for it.
 
 from __future__ import annotations
 
-import math
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-import attrs
-import structlog
 import trio
 
-from app.chat.keys import check_key, fingerprint
-from app.chat.run import Ask, Run, new_run, origin_of
+from app.chat.acceptance import Accepted, ThreadBusy, admit, check, first_run, key_of, row_of
+from app.chat.endings import Endings
+from app.chat.execution import Executor
+from app.chat.place import RunPlaces
+from app.chat.run import new_run
 from app.chat.threads import Threads
-from app.engine.engine import run_agent
-from app.errors import InvalidField, NotFound, RateLimited
+from app.engine.errors import UnknownAgent
+from app.errors import NotFound, RateLimited
 from app.store import events as event_store
-from app.store import journal as journal_store
 from app.store import runs as store
 from app.store import threads as thread_store
-from app.wire.codec import encode_json
-from nurseries.budgets import Budget, BudgetLimits
 from nurseries.cleanup import cleanup_scope
-from nurseries.errors import Conflict, DatabaseUnavailable, OutcomeUnknown
+from nurseries.errors import DatabaseUnavailable, OutcomeUnknown, StorageFull
+from nurseries.nursery import start_apart
 from nurseries.postgres.failures import QueryFailed
-from nurseries.request import describe, run_request
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from app.chat.bounds import RunBounds
+    from app.chat.endings import Outlook
+    from app.chat.execution import OnFailure
     from app.chat.journal import Journal
+    from app.chat.run import Ask, Run
     from app.chat.threads import ThreadRuns
-    from app.engine.agent import Answer
     from app.engine.engine import Catalog
-    from nurseries.events import Origin
-    from nurseries.request import Failure, Kernel, Request
+    from nurseries.request import Kernel, Request
 
-WAITING_RUNS: Final = 20_000
-WAITING_RUNS_PER_USER: Final = 1_000
 FOREIGN_KEY_VIOLATION: Final = "23503"
-logger = structlog.get_logger(__name__)
-
-
-class ThreadBusy(Conflict):
-    """A run is active in the thread, and `on_conflict` is `reject`."""
-
-    code = "thread_busy"
-
-
-class KeyReused(InvalidField):
-    """The idempotency key was used for something else."""
-
-    code = "idempotency_key_reused"
-
-
-@attrs.frozen(kw_only=True)
-class RunBounds:
-    """Bounds of what may be asked for: characters a message, runs that wait in one thread, and that run at once."""
-
-    message_characters: int = 32_000
-    queued_per_thread: int = 20
-    running_per_user: int = 8
-    running: int = 2_000
-
-
-@attrs.frozen
-class Accepted:
-    """The answer to an ask.
-
-    Attributes:
-        duplicate: the key was used before, and this is the first run's id.
-        run: the run, while it lives.
-        after: a number before the run's first event in its thread.
-    """
-
-    run_id: str
-    duplicate: bool
-    run: Run | None
-    after: int = 0
 
 
 class Runs:
     """The runs of this process."""
 
-    def __init__(self, kernel: Kernel, journal: Journal, catalog: Catalog, bounds: RunBounds) -> None:
-        self._kernel = kernel
+    def __init__(
+        self,
+        kernel: Kernel,
+        journal: Journal,
+        catalog: Catalog,
+        bounds: RunBounds,
+        *,
+        on_failure: OnFailure = lambda _context, _failure: None,
+    ) -> None:
         self._journal = journal
-        self._catalog = catalog
-        self._bounds = bounds
-        # Who starts more runs than these has them wait, however long: a run that waits has not failed.
-        self._running = Budget(
-            BudgetLimits(
-                total=bounds.running,
-                per_user=bounds.running_per_user,
-                wait_seconds=math.inf,
-                waiters=WAITING_RUNS,
-                waiters_per_user=WAITING_RUNS_PER_USER,
-            ),
-            name="running runs",
-        )
+        self._agents = catalog.agents
+        self.bounds = bounds
         self.threads = Threads(journal)
+        self.endings = Endings()
         self._runs: dict[str, Run] = {}
-        self._idle = trio.Event()
-        self._idle.set()
+        self._taken_up: list[Run] = []
+        self._suspended: set[str] = set()
+        self._ending: str | None = None
+        self._changed = trio.lowlevel.ParkingLot()
+        places = RunPlaces(bounds)
+        self._executor = Executor(kernel, journal, catalog, bounds, places, self._has_changed, on_failure)
 
     def __len__(self) -> int:
         return len(self._runs)
 
     def __contains__(self, run_id: str) -> bool:
-        return run_id in self._runs
+        return run_id in self._runs or run_id in self._suspended
+
+    @property
+    def asking(self) -> int:
+        """How many runs wait for a person."""
+        return sum(run.place is not None and run.place.is_left for run in self._runs.values())
 
     # -- accepting ---------------------------------------------------------------------------------
 
@@ -125,63 +89,39 @@ class Runs:
             NotFound: the user has no such thread.
             ThreadBusy, RateLimited: the thread's run is active, or its queue is full.
         """
-        self._check(ask)
+        check(ask, self.bounds)
+        self._agents.get(ask.agent)
         user_id = request.context.user_id
         with self.threads.entered(user_id, ask.thread_id) as thread:
             # One acceptance at a time in a thread, so that messages and runs have the same order.
             async with thread.accepting:
                 try:
-                    self._admit(thread, ask)
+                    admit(thread, ask, self.bounds)
                 except (ThreadBusy, RateLimited):
                     repeated = await self._repeated(request, ask)
                     if repeated is None:
                         raise
                     return repeated
-                run = new_run(user_id, ask)
+                run = new_run(request.context, ask, resumable=self.resumable(ask.agent))
                 return await self._accept(request, thread, run, owner)
 
-    def _check(self, ask: Ask) -> None:
-        if not ask.content.strip():
-            raise InvalidField("content", "must not be empty")
-        if len(ask.content) > self._bounds.message_characters:
-            raise InvalidField("content", f"longer than {self._bounds.message_characters} characters")
-        check_key(ask.key, "client_id")
-        self._catalog.agents.get(ask.agent)
-
-    def _admit(self, thread: ThreadRuns, ask: Ask) -> None:
-        if thread.deleted:
-            raise NotFound("no such thread")
-        if thread.busy and ask.on_conflict == "reject":
-            raise ThreadBusy("a run is active in this thread")
-        if len(thread.queue) >= self._bounds.queued_per_thread:
-            raise RateLimited(f"{self._bounds.queued_per_thread} runs wait in this thread already")
-
     async def _accept(self, request: Request, thread: ThreadRuns, run: Run, owner: trio.Nursery) -> Accepted:
-        ask = run.ask
-        row = store.NewRun(
-            run_id=run.run_id,
-            thread_id=ask.thread_id,
-            agent=ask.agent,
-            message_id=run.context.request_id,
-            content=ask.content,
-        )
-        key = None
-        if ask.key is not None:
-            key = store.Key(ask.key, _fingerprint(ask), encode_json({"run_id": run.run_id}).decode())
         try:
-            new, last_seq = await store.accept(request.database, row, key)
+            new, last_seq = await store.accept(request.database, row_of(run, thread.active), key_of(run))
         except QueryFailed as error:
             if error.sqlstate != FOREIGN_KEY_VIOLATION:
                 raise
             raise NotFound("no such thread") from None
+        except StorageFull:
+            raise  # no doubt about the outcome: the database has said that nothing was stored
         except (trio.Cancelled, OutcomeUnknown, DatabaseUnavailable) as error:
             await self._settle_doubt(error, request, thread, run, owner)
         else:
             if not new:
-                repeated = await self._repeated(request, ask)
+                repeated = await self._repeated(request, run.ask)
                 assert repeated is not None
                 return repeated
-            self._start(thread, run, owner, last_seq)
+            await self._start(thread, run, owner, last_seq)
         # Nothing has waited since the start, so what comes next in the log is not before the run's first event.
         return Accepted(run.run_id, duplicate=False, run=run, after=thread.log.last_seq if thread.log else 0)
 
@@ -193,7 +133,7 @@ class Runs:
         with cleanup_scope(), suppress(DatabaseUnavailable):
             if await store.get(request.database, run.run_id) is not None:
                 last_seq = await event_store.last_seq(request.database, run.ask.thread_id)
-                self._start(thread, run, owner, last_seq or 0)
+                await self._start(thread, run, owner, last_seq or 0)
                 started = True
         if isinstance(error, trio.Cancelled):
             raise error
@@ -201,87 +141,83 @@ class Runs:
             raise DatabaseUnavailable("the message was not accepted: try again with the same key") from error
 
     async def _repeated(self, request: Request, ask: Ask) -> Accepted | None:
-        if ask.key is None:
-            return None
-        stored = await store.stored_answer(request.database, ask.key)
-        if stored is None:
-            return None
-        asked, answer = stored
-        if asked != _fingerprint(ask):
-            raise KeyReused("client_id", "this idempotency key was used for something else")
-        run_id = answer["run_id"]
-        return Accepted(run_id, duplicate=True, run=self._runs.get(run_id))
+        run_id = await first_run(request.database, ask)
+        return None if run_id is None else Accepted(run_id, duplicate=True, run=self._runs.get(run_id))
 
-    def _start(self, thread: ThreadRuns, run: Run, owner: trio.Nursery, last_seq: int) -> None:
-        """Give the run its place and its task. Synchronous: from durable to owned there is no gap."""
-        user_id, thread_id = run.context.user_id, run.context.thread_id
-        if thread.log is None:
-            thread.log = self._journal.open(user_id, thread_id, last_seq)
+    async def _start(self, thread: ThreadRuns, run: Run, owner: trio.Nursery, last_seq: int) -> None:
+        """Give the run its place and its task. No checkpoint, unless its owner has ended since it asked.
+
+        From durable to owned there is no gap: a run whose owner takes no more tasks, as of a socket that closed
+        meanwhile, is seen to its end here.
+        """
         active = thread.active
-        ahead = run.ask.on_conflict in {"interrupt", "rollback"}
-        thread.add(run, first=ahead)
-        if ahead and active is not None:
+        self._enter(thread, run, last_seq)
+        try:
+            start_apart(owner, self._execute, thread, run, name=run.task_name)
+        except RuntimeError:
+            run.cancel("disconnected")
+            with cleanup_scope():
+                await self._execute(thread, run)
+            return
+        if run.goes_ahead and active is not None:
             discard = run.ask.on_conflict == "rollback"
             active.cancel(run.ask.on_conflict, discard=discard)
             run.replaces = active.run_id if discard else None
-        self._runs[run.run_id] = run
-        self._idle = trio.Event() if self._idle.is_set() else self._idle
-        self.threads.keep(user_id, thread_id)
-        owner.start_soon(self._execute, thread, run, name=f"run {run.run_id}")
+        if self._ending is not None:  # accepted while the others were told to end
+            self._end(run, self._ending)
 
-    # -- running -----------------------------------------------------------------------------------
+    def _enter(self, thread: ThreadRuns, run: Run, last_seq: int) -> None:
+        user_id, thread_id = run.context.user_id, run.context.thread_id
+        if thread.log is None:
+            thread.log = self._journal.open(user_id, thread_id, last_seq)
+        thread.add(run, first=run.goes_ahead and run.lost is None)
+        self._runs[run.run_id] = run
+        self.threads.keep(user_id, thread_id)
 
     async def _execute(self, thread: ThreadRuns, run: Run) -> None:
-        """Run it, and see it to its end whatever happens. Nothing but a cancellation leaves this task."""
-        origin = origin_of(run)
-        result: Answer | Failure | None = None
+        """Execute a run, and forget it."""
+        assert thread.log is not None
         try:
-            with cleanup_scope():
-                await self._journal.append(origin, "run_queued", run.queued_payload())
-            with run.scope:
-                await run.turn.wait()
-                async with self._running.lease(run.context.user_id):
-                    run.started, run.status = True, "running"
-                    change = journal_store.RunChange(run.run_id, "running", started=True)
-                    await self._journal.append(origin, "agent_started", run.started_payload(), change=change)
-                    result = await run_request(self._kernel, run.context, partial(self._work, run))
-        except Exception as error:
-            logger.exception("run broke", run_id=run.run_id)
-            result = describe(error)
+            await self._executor.execute(run, thread.log)
         finally:
-            with cleanup_scope():
-                await self._log_end(origin, run, result)
-            self._forget(thread, run)
+            if run.suspended:
+                self._suspended.add(run.run_id)
+            thread.remove(run)
+            del self._runs[run.run_id]
+            self.threads.drop(run.context.user_id, run.context.thread_id)
+            run.done.set()
+            # Its end may still wait for the database.
+            user_id, thread_id = run.context.user_id, run.context.thread_id
+            tell = partial(self.endings.tell, user_id, run.run_id)
+            self._journal.when_settled(user_id, thread_id, tell)
+            self._has_changed()
 
-    async def _work(self, run: Run, request: Request) -> Answer:
-        if run.replaces is not None:
-            await store.remove_messages(request.database, run.replaces)
-        return await run_agent(
-            request,
-            self._catalog,
-            agent=run.ask.agent,
-            content=run.ask.content,
-            message_id=run.message_id,
-            on_said=run.hear,
-        )
+    def _has_changed(self) -> None:
+        self._changed.unpark_all()
 
-    async def _log_end(self, origin: Origin, run: Run, result: Answer | Failure | None) -> None:
-        ending = run.end(result)
+    # -- those of a lost server --------------------------------------------------------------------
+
+    def resumable(self, agent: str) -> bool:
+        """Say whether runs of an agent can go on in another server than they began in."""
         try:
-            await self._journal.append(
-                origin, ending.event_type, ending.payload, change=ending.change, message=ending.message
-            )
-            await self._journal.committed(origin)
-        except Exception:
-            logger.exception("a run's end could not be logged", run_id=run.run_id)
+            return self._agents.get(agent).resumable
+        except UnknownAgent:
+            return False
 
-    def _forget(self, thread: ThreadRuns, run: Run) -> None:
-        thread.remove(run)
-        del self._runs[run.run_id]
-        self.threads.drop(run.context.user_id, run.context.thread_id)
-        run.done.set()
-        if not self._runs:
-            self._idle.set()
+    def take_up(self, run: Run, last_seq: int) -> None:
+        """Give a run of a lost server its place in its thread, behind those taken up before; it does not begin yet."""
+        user_id, thread_id = run.context.user_id, run.context.thread_id
+        with self.threads.entered(user_id, thread_id) as thread:
+            self._enter(thread, run, last_seq)
+        self._taken_up.append(run)
+
+    def go_on(self, owner: trio.Nursery) -> None:
+        """Start the runs that were taken up."""
+        for run in self._taken_up:
+            thread = self.threads.get(run.context.user_id, run.context.thread_id)
+            assert thread is not None
+            start_apart(owner, self._execute, thread, run, name=run.task_name)
+        self._taken_up.clear()
 
     # -- asking about them -------------------------------------------------------------------------
 
@@ -289,6 +225,13 @@ class Runs:
         """Return a run of this user that has not ended."""
         run = self._runs.get(run_id)
         return run if run is not None and run.context.user_id == user_id else None
+
+    def outlook(self, user_id: str, thread_id: str, run_id: str) -> Outlook:
+        """Return whether more can come of a run of this user's."""
+        outlook = self.endings.outlook(user_id, run_id)
+        if run_id not in self._runs:
+            self._journal.when_settled(user_id, thread_id, outlook.end)
+        return outlook
 
     async def row(self, request: Request, run_id: str) -> store.RunRow:
         """Return a run as it stands in the database.
@@ -308,8 +251,16 @@ class Runs:
             await trio.lowlevel.checkpoint()
             return False
         run.cancel("requested")
-        await run.done.wait()
+        await self.ended(run)
         return True
+
+    async def ended(self, run: Run) -> None:
+        """Return when a run has ended and its end is in the log, or never will be there.
+
+        A run does not wait for its end to be committed for as long as a database may take; this does.
+        """
+        await run.done.wait()
+        await self._journal.settled(run.context.user_id, run.context.thread_id)
 
     async def delete_thread(self, request: Request, thread_id: str) -> bool:
         """End the thread's runs, then remove it; False where this user has no such thread."""
@@ -320,21 +271,28 @@ class Runs:
                 for run in runs:
                     run.cancel("thread deleted", discard=True)
                 for run in runs:
-                    await run.done.wait()
-                return await thread_store.delete(request.database, thread_id)
+                    await self.ended(run)
+                try:
+                    return await thread_store.delete(request.database, thread_id)
+                finally:  # where the outcome is unknown, too: a reader that comes back finds out
+                    self.endings.tell(request.context.user_id, thread_id)
 
     async def wait_idle(self) -> None:
-        """Return when no run is left."""
-        await self._idle.wait()
+        """Return when no run is left, but for those that wait for a person and can do so in the next server."""
+        while not all(run.waits_for_a_person for run in self._runs.values()):
+            await self._changed.park()
 
     def cancel_all(self, reason: str) -> None:
-        """Cancel every run."""
-        for run in list(self._runs.values()):
+        """End every run here: those that the next server can go on with are left to it, the others are cancelled."""
+        self._ending = reason
+        for run in self:
+            self._end(run, reason)
+
+    def _end(self, run: Run, reason: str) -> None:
+        if run.survives:
+            run.suspend()
+        else:
             run.cancel(reason)
 
     def __iter__(self) -> Iterator[Run]:
         return iter(tuple(self._runs.values()))
-
-
-def _fingerprint(ask: Ask) -> bytes:
-    return fingerprint(ask.thread_id, ask.content, ask.agent, ask.on_conflict, ask.on_disconnect)

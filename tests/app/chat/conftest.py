@@ -7,15 +7,18 @@ import attrs
 import pytest
 import trio
 
+from app.chat.acceptance import Accepted
+from app.chat.bounds import RunBounds
 from app.chat.calls import open_call
 from app.chat.journal import Journal
 from app.chat.run import Ask
-from app.chat.runs import Accepted, RunBounds, Runs
-from app.engine.agent import Agent, Answer
+from app.chat.runs import Runs
+from app.engine.agent import Agent
 from app.engine.assistant import Assistant
 from app.engine.engine import Catalog, built_in_tools
 from app.engine.load import Load
 from app.engine.registry import AgentRegistry
+from app.engine.request import Answer
 from nurseries.budgets import Budget, BudgetLimits
 from nurseries.events import Streams
 from nurseries.postgres.pool import PoolLimits, open_pool

@@ -1,10 +1,11 @@
 """Runs: accepted once, one at a time in a thread, ended once whatever happens."""
 
+import attrs
 import pytest
 import trio
 
-from app.chat.recovery import interrupt_lost_runs
-from app.chat.runs import KeyReused, ThreadBusy
+from app.chat.acceptance import KeyReused, ThreadBusy
+from app.chat.recovery import interrupt_orphans
 from app.engine.errors import UnknownAgent
 from app.errors import InvalidField, NotFound, RateLimited
 from nurseries.ids import new_id
@@ -313,7 +314,7 @@ async def test_deleting_a_thread_ends_its_runs_first(chat, user, thread, house):
     assert chat.journal.statistics().threads == 0
 
 
-async def test_runs_of_a_lost_server_end_as_interrupted(chat, user, thread, house):
+async def test_runs_without_a_task_end_as_interrupted(chat, user, thread, house):
     """Each gets one last event, numbered after what its thread had; a second round finds nothing."""
     done = await chat.submit(user, thread, "before")
     await done.run.done.wait()
@@ -323,21 +324,23 @@ async def test_runs_of_a_lost_server_end_as_interrupted(chat, user, thread, hous
             "INSERT INTO runs (run_id, thread_id, user_id, agent, status) VALUES (%s, %s, %s, 'echo', %s)",
             (run_id, thread, user, status),
         )
-    assert await interrupt_lost_runs(chat.runs, chat.journal, chat.journal_database) == 3
+    orphans = chat.runs, chat.journal, chat.journal_database
+    assert await interrupt_orphans(*orphans, min_age_seconds=3600) == 0
+    assert await interrupt_orphans(*orphans, min_age_seconds=0) == 3
     envelopes = chat.envelopes(thread)
     assert [e["seq"] for e in envelopes] == list(range(1, 8))
     assert [(e["type"], e["run_id"]) for e in envelopes[4:]] == [
-        ("run_interrupted", run_id) for run_id in sorted(lost)
+        ("run_interrupted", run_id) for run_id in lost
     ]
     assert {chat.status(run_id) for run_id in lost} == {"interrupted"}
-    assert await interrupt_lost_runs(chat.runs, chat.journal, chat.journal_database) == 0
+    assert await interrupt_orphans(*orphans, min_age_seconds=0) == 0
 
 
 async def test_recovery_leaves_alone_what_runs(chat, user, thread):
     """A run that a task of this server runs is not lost, however old it is."""
     accepted = await chat.submit(user, thread, agent="patient")
     await begun(chat, thread)
-    assert await interrupt_lost_runs(chat.runs, chat.journal, chat.journal_database) == 0
+    assert await interrupt_orphans(chat.runs, chat.journal, chat.journal_database, min_age_seconds=0) == 0
     assert chat.status(accepted.run_id) == "running"
 
 
@@ -369,3 +372,20 @@ async def test_nothing_remains_of_runs_that_ended(chat, house):
     assert chat.journal.statistics().waiting == 0
     assert chat.kernel.budget.statistics().users == 0
     assert chat.kernel.live.requests == {}
+
+
+async def test_a_run_whose_owner_is_gone_when_it_is_durable_ends_at_once(chat, user, thread):
+    """A socket that closes while its message is being committed leaves a run that has ended, and a free thread."""
+    active = await chat.submit(user, thread, agent="patient")
+    await begun(chat, thread)
+    async with trio.open_nursery() as closed:
+        pass
+    late = attrs.evolve(chat, nursery=closed)
+    accepted = await late.submit(user, thread, on_disconnect="cancel", on_conflict="interrupt")
+    assert accepted.run.done.is_set()
+    assert chat.status(accepted.run_id) == "cancelled"
+    story = [e["type"] for e in chat.envelopes(thread) if e["run_id"] == accepted.run_id]
+    assert story == ["run_queued", "run_cancelled"]
+    assert active.run_id in chat.runs, "nobody is interrupted for somebody who has left"
+    assert await chat.runs.cancel(user, active.run_id)
+    assert len(chat.runs) == 0
