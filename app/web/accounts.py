@@ -44,7 +44,8 @@ def accounts_blueprint(service: AccountService) -> Blueprint:
     @accounts.post("/v1/auth/register")
     async def register() -> Response:
         body = await read_body(Credentials)
-        return json_response({"user_id": await service.register(body.email, body.password)}, 201)
+        user_id = await service.register(body.email, body.password, address=request.remote_addr)
+        return json_response({"user_id": user_id}, 201)
 
     @accounts.post("/v1/auth/login")
     async def login() -> Response:
@@ -56,18 +57,18 @@ def accounts_blueprint(service: AccountService) -> Blueprint:
     @accounts.post("/v1/auth/refresh")
     async def refresh() -> Response:
         body = await read_body(RefreshToken)
-        return json_response(await service.refresh(body.refresh_token))
+        return json_response(await service.refresh(body.refresh_token, address=request.remote_addr))
 
     @accounts.post("/v1/auth/signin")
     async def signin() -> Response:
         body = await read_body(SigninCode)
-        return json_response(await service.signin(body.code))
+        return json_response(await service.signin(body.code, address=request.remote_addr))
 
     @accounts.post("/v1/auth/logout")
     async def logout() -> Response:
         identity = await require_identity(service)
         await read_body(Empty)
-        await service.logout(identity)
+        await service.logout(identity, address=request.remote_addr)
         return no_content()
 
     @accounts.post("/v1/auth/ticket")

@@ -8,12 +8,17 @@ from typing import TYPE_CHECKING, Final
 from quart import Blueprint, Response, request
 
 from app.web.accounts import accounts_blueprint
+from app.web.admin import admin_blueprint
+from app.web.approvals import approvals_blueprint
 from app.web.authentication import refuse_query_tokens, require_identity
 from app.web.bodies import json_response, refuse_unknown_parameters
 from app.web.exchange import Application
 from app.web.feeds import Feeds
+from app.web.files import files_blueprint
 from app.web.health import health_blueprint
+from app.web.mcp import mcp_blueprint
 from app.web.problems import install_problems
+from app.web.refusals import teller
 from app.web.runs import runs_blueprint
 from app.web.threads import threads_blueprint
 
@@ -21,7 +26,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from app.accounts.service import AccountService
+    from app.audit.refusals import Refusals
     from app.chat.runs import Runs
+    from app.engine.engine import Catalog
     from app.engine.registry import AgentRegistry
     from app.web.health import Vitals
     from nurseries.events import Streams
@@ -34,6 +41,7 @@ PARAMETERS: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
         "threads.messages": frozenset({"limit", "before"}),
         "runs.create": frozenset({"wait"}),
         "runs.events": frozenset({"after"}),
+        "admin.audit": frozenset({"after", "limit", "kind", "user_id"}),
     }
 )
 """The query parameters of each route that takes any."""
@@ -45,8 +53,9 @@ def make_application(  # noqa: PLR0913  # the wiring of all routes
     runs: Runs,
     server: Server,
     streams: Streams,
-    agents: AgentRegistry,
+    catalog: Catalog,
     vitals: Vitals,
+    refusals: Refusals,
 ) -> Application:
     """Return the application with all its routes."""
     # No static folder: a route for files that are not there would only answer for them.
@@ -54,17 +63,21 @@ def make_application(  # noqa: PLR0913  # the wiring of all routes
     # Streams last; what a peer may take is bounded by the serving layer.
     app.config["RESPONSE_TIMEOUT"] = None
     app.config["BODY_TIMEOUT"] = None
-    install_problems(app)
+    install_problems(app, teller(refusals))
     refuse_query_tokens(app)
     refuse_unknown_parameters(app, PARAMETERS)
     app.after_request(_keep_out_of_caches)
     app.register_blueprint(accounts_blueprint(service))
     app.register_blueprint(threads_blueprint(service, kernel, runs))
-    feeds = Feeds(service, kernel, server, streams)
+    feeds = Feeds(service, kernel, server, streams, runs)
     app.register_blueprint(runs_blueprint(service, kernel, runs, server, feeds))
-    app.register_blueprint(_agents_blueprint(service, agents))
+    app.register_blueprint(approvals_blueprint(service, kernel, runs))
+    app.register_blueprint(_agents_blueprint(service, catalog.agents))
+    app.register_blueprint(files_blueprint(service, kernel, catalog.workbench))
+    app.register_blueprint(mcp_blueprint(service, kernel, catalog.toolbox))
     app.register_blueprint(_index_blueprint())
     app.register_blueprint(health_blueprint(vitals))
+    app.register_blueprint(admin_blueprint(vitals))
     return app
 
 

@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote_plus
 
-from quart import request
+from quart import g, request
 
 from app.errors import Forbidden, Unauthenticated
 
@@ -49,9 +49,16 @@ async def require_identity(service: AccountService, *, role: str | None = None) 
     token = bearer_of(request.headers.get("Authorization"))
     if token is None:
         raise Unauthenticated("an access token is needed")
-    identity = await service.authenticate_bearer(token)
+    identity = await service.authenticate_bearer(token, address=request.remote_addr)
+    g.identity = identity
     if role is not None and role not in identity.roles:
         raise Forbidden(f"only for the role {role}")
+    return identity
+
+
+def current_identity() -> Identity | None:
+    """Return who sent the current request, if that has been found out."""
+    identity: Identity | None = g.get("identity")
     return identity
 
 

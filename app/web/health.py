@@ -1,4 +1,4 @@
-"""How the server is: liveness, readiness, metrics, and what an administrator may see."""
+"""How the server is: liveness, readiness and metrics."""
 
 from __future__ import annotations
 
@@ -13,14 +13,19 @@ from app.web.authentication import require_identity
 from app.web.bodies import json_response
 from app.web.metrics import exposition, process_memory
 from nurseries.errors import NurseriesError, PoolExhausted
-from nurseries.inspect import nursery_tree
 from nurseries.postgres.scoped import Database
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from app.accounts.service import AccountService
+    from app.audit.trail import Trail
     from app.chat.journal import Journal
     from app.chat.runs import Runs
+    from app.engine.models.cascade import ModelStatistics
+    from app.leaks import Leaks
     from nurseries.events import Streams
+    from nurseries.inspect import Audit
     from nurseries.isolation import Isolation
     from nurseries.request import Kernel
     from nurseries.server import Server
@@ -40,6 +45,10 @@ class Vitals:
     runs: Runs
     streams: Streams
     isolation: Isolation
+    audit: Audit
+    leaks: Leaks
+    trail: Trail
+    models: Callable[[], Sequence[ModelStatistics]]
     metrics: str
     listener: Listener = attrs.field(init=False)
 
@@ -75,9 +84,16 @@ class Vitals:
             "budgets": {"requests": attrs.asdict(self.kernel.budget.statistics())},
             "breaker": attrs.asdict(self.kernel.pool.statistics().connecting),
             "sessions": {"open": len(self.server.sessions), "users": self.streams.users},
-            "runs": {"open": len(self.runs), "requests": len(self.kernel.live.requests)},
+            "runs": {
+                "open": len(self.runs),
+                "asking": self.runs.asking,
+                "requests": len(self.kernel.live.requests),
+            },
+            "models": [attrs.asdict(each) for each in self.models()],
             "event_log": attrs.asdict(self.journal.statistics()),
-            "isolation": attrs.asdict(self.isolation),
+            "isolation": self.isolation.statistics(),
+            "leaks": self.leaks.statistics(),
+            "audit_trail": attrs.asdict(self.trail.statistics()),
             "serving": attrs.asdict(self.listener.statistics()),
             "memory": process_memory(),
         }
@@ -108,15 +124,5 @@ def health_blueprint(vitals: Vitals) -> Blueprint:
             raise Forbidden("metrics are switched off")
         body, content_type = exposition(vitals)
         return Response(body, content_type=content_type)
-
-    @health.get("/v1/admin/status")
-    async def status() -> Response:
-        await require_identity(vitals.service, role="admin")
-        return json_response(vitals.status())
-
-    @health.get("/v1/admin/nurseries")
-    async def nurseries() -> Response:
-        await require_identity(vitals.service, role="admin")
-        return json_response(nursery_tree(vitals.server.sessions, vitals.kernel.live.requests.values()))
 
     return health

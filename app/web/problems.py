@@ -15,7 +15,7 @@ from app.wire.codec import encode_json
 from nurseries.errors import InvalidContext, OutcomeUnknown, Unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from quart import Quart
 
@@ -66,10 +66,12 @@ def problem_of(error: Exception) -> Response:
     )
 
 
-def install_problems(app: Quart) -> None:
-    """Answer every error of `app`, known or not, with a problem."""
+def install_problems(app: Quart, tell: Callable[[Exception], None] | None = None) -> None:
+    """Answer every error of `app`, known or not, with a problem, and tell somebody of it."""
 
     async def answer(error: Exception) -> Response:
+        if tell is not None:
+            tell(error)
         return problem_of(error)
 
     # Quart looks for a handler of an HTTPException by its status first, and of the rest by class.

@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 from quart import Blueprint, Response, request
 
+from app.chat.acceptance import KeyReused
 from app.chat.calls import open_call
 from app.chat.dispatch import DEFAULT_AGENT
 from app.chat.ids import known
 from app.chat.run import Ask
-from app.chat.runs import KeyReused
 from app.errors import InvalidField, NotFound
+from app.store import approvals as approval_store
+from app.web.approvals import shown
 from app.web.authentication import require_identity
 from app.web.bodies import Body, Empty, json_response, read_body
 from app.web.exchange import exchange_nursery
@@ -24,7 +26,8 @@ if TYPE_CHECKING:
 
     from app.accounts.identity import Identity
     from app.accounts.service import AccountService
-    from app.chat.runs import Accepted, Runs
+    from app.chat.acceptance import Accepted
+    from app.chat.runs import Runs
     from app.store.runs import RunRow
     from app.web.feeds import Feeds
     from nurseries.request import Kernel
@@ -73,7 +76,14 @@ def runs_blueprint(  # noqa: C901  # one closure a route
     @blueprint.get("/v1/threads/<thread_id>/runs/<run_id>")
     async def get(thread_id: str, run_id: str) -> Response:
         identity = await require_identity(service)
-        return json_response(_shown(await _row(identity, run_id, thread_id)))
+        row = await _row(identity, run_id, thread_id)
+        document = _shown(row)
+        if row.status == "running":
+            async with open_call(kernel, identity.user_id) as call:
+                asked = await approval_store.of_run(call.database, run_id)
+            if pending := [shown(each) for each in asked if each.decision is None]:
+                document["approvals"] = pending
+        return json_response(document)
 
     @blueprint.post("/v1/threads/<thread_id>/runs/<run_id>/cancel")
     async def cancel(thread_id: str, run_id: str) -> Response:
@@ -106,7 +116,7 @@ def runs_blueprint(  # noqa: C901  # one closure a route
 
     async def _outcome(identity: Identity, accepted: Accepted) -> dict[str, Any]:
         if accepted.run is not None:
-            await accepted.run.done.wait()
+            await runs.ended(accepted.run)
         row = await _row(identity, accepted.run_id)
         return {"run_id": row.run_id, "status": row.status, "output": row.output, **_error(row)}
 
@@ -145,4 +155,6 @@ def _shown(row: RunRow) -> dict[str, Any]:
     }
     if row.output is not None:
         shown["output"] = row.output
+    if row.usage is not None:
+        shown["usage"] = row.usage
     return {**shown, **_error(row)}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 import attrs
 
 from app.accounts.identity import Identity  # noqa: TC001  # attrs resolves it for those who inspect the class
+from app.audit.refusals import Caller
 from app.errors import Forbidden, NotFound, Unauthenticated
 from app.web.authentication import bearer_of, has_secret_parameter
 from app.web.origins import allowed_origin
@@ -20,7 +21,9 @@ from nurseries.session import Session
 
 if TYPE_CHECKING:
     from app.accounts.service import AccountService
+    from app.audit.refusals import Refusals
     from app.chat.dispatch import Dispatch
+    from app.tools.mcp.toolbox import Toolbox
     from nurseries.events import Outbox, Streams
     from nurseries.isolation import Isolation
     from nurseries.server import Server
@@ -56,6 +59,8 @@ class SocketEndpoint:
         streams: Streams,
         dispatch: Dispatch,
         isolation: Isolation,
+        refusals: Refusals,
+        toolbox: Toolbox,
         limits: ServingLimits,
         *,
         origins: tuple[str, ...],
@@ -66,25 +71,32 @@ class SocketEndpoint:
         self._streams = streams
         self._dispatch = dispatch
         self._isolation = isolation
+        self._refusals = refusals
+        self._toolbox = toolbox
         self._limits = limits
         self._origins = origins
         self._bounds = bounds
 
     async def __call__(self, handshake: Handshake) -> None:
         """Serve one socket from its handshake to its end."""
+        caller = Caller(address=handshake.peer)
         try:
             # 1. Who is it? Everything that refuses is HTTP, before the upgrade.
             self._check(handshake)
             identity = await self._service.authenticate_socket(
-                bearer=bearer_of(handshake.headers.get("authorization")), ticket=_ticket_of(handshake)
+                bearer=bearer_of(handshake.headers.get("authorization")),
+                ticket=_ticket_of(handshake),
+                address=handshake.peer,
             )
+            caller = attrs.evolve(caller, user_id=identity.user_id, session_id=identity.session_id)
             self._server.refuse_when_draining()
             # 2. Is there a place? It is held until the socket ends.
             with self._server.sessions.place(identity.user_id, self._bounds.sockets_per_user):
-                await self._serve(handshake, identity)
+                await self._serve(handshake, identity, caller)
         except NurseriesError as error:
             if handshake.answered:
                 raise
+            self._refusals.tell(error, caller, asked=f"GET {PATH}")
             response = problem_of(error)
             await handshake.refuse(
                 response.status_code,
@@ -96,7 +108,7 @@ class SocketEndpoint:
                 ],
             )
 
-    async def _serve(self, handshake: Handshake, identity: Identity) -> None:
+    async def _serve(self, handshake: Handshake, identity: Identity, caller: Caller) -> None:
         ended: list[str] = []
         session: Session | None = None
 
@@ -123,9 +135,14 @@ class SocketEndpoint:
                 )
                 if ended:
                     session.close(4401, ended[0])
-                # 4. The session lives until its socket closes.
-                with self._server.sessions.entered(session):
-                    await session.run(self._dispatch)
+                # 4. The session lives until its socket closes, and what its tools have open lives no longer.
+                async with self._toolbox.session(session_id):
+                    try:
+                        with self._server.sessions.entered(session):
+                            await session.run(self._dispatch)
+                    finally:
+                        connection = attrs.evolve(caller, connection_id=session_id)
+                        self._refusals.closed(session.closed_with, connection)
 
     def _check(self, handshake: Handshake) -> None:
         if handshake.path != PATH:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 from quart import Blueprint, Response, request
 
+from app.chat.acceptance import KeyReused
 from app.chat.calls import open_call
 from app.chat.ids import known
 from app.chat.keys import fingerprint
-from app.chat.runs import KeyReused
 from app.errors import InvalidField, NotFound
 from app.store import runs as key_store
 from app.store import threads as store
@@ -62,6 +62,8 @@ def threads_blueprint(service: AccountService, kernel: Kernel, runs: Runs) -> Bl
         limit, before = _paging("thread")
         async with open_call(kernel, identity.user_id) as call:
             found = await store.page(call.database, limit + 1, before)
+        if found is None:
+            raise NotFound("no such thread")
         return json_response(
             {"threads": found[:limit], "next": found[limit - 1].thread_id if len(found) > limit else None}
         )

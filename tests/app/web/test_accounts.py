@@ -241,7 +241,7 @@ async def test_what_is_no_body_is_400_or_422(client):
 
 async def test_a_sign_in_code_is_traded_for_a_pair(client, accounts):
     """Once; it is what the link of a new database carries."""
-    code = await accounts.service.create_first_user()
+    code = await accounts.service.codes.for_first_user()
     status, pair = await client.post("signin", {"code": code})
     assert status == 200
     assert (await client("GET", "/v1/me", token=pair["access_token"]))[1]["roles"] == ["admin"]

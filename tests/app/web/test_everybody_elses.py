@@ -1,7 +1,11 @@
 """What is somebody else's does not exist: every route of the API, with ids of another user."""
 
 import json
+import re
+from unittest.mock import MagicMock  # only to ask an application for its routes
 
+from app.engine.engine import Catalog, built_in_tools
+from app.engine.registry import AgentRegistry
 from app.web.application import make_application
 from tests.fixtures.sse import watched
 from tests.fixtures.vitals import at_rest
@@ -18,7 +22,9 @@ ROUTES = [
     ("POST", "/v1/threads/{thread}/runs", {"content": "x"}),
     ("GET", "/v1/threads/{thread}/runs/{run}", None),
     ("POST", "/v1/threads/{thread}/runs/{run}/cancel", None),
+    ("POST", "/v1/threads/{thread}/runs/{run}/approvals/{call}", {"decision": "approve"}),
     ("GET", "/v1/threads/{thread}/events", None),
+    ("DELETE", "/v1/files/{file}", None),
 ]
 # Ways to ask that come before, or beside, the look at the thread.
 VARIANTS = [
@@ -44,7 +50,11 @@ PUBLIC = {
 
 def rules():
     """Return method and path of every route that the server has."""
-    app = make_application(*[None] * 7)
+    app = make_application(
+        *[MagicMock()] * 5,
+        Catalog(agents=AgentRegistry([]), tools=built_in_tools()),
+        *[MagicMock()] * 2,
+    )
     return {
         (method, rule.rule)
         for rule in app.url_map.iter_rules()
@@ -53,7 +63,7 @@ def rules():
 
 
 def filled(rule):
-    return rule.replace("<thread_id>", MISSING).replace("<run_id>", MISSING)
+    return re.sub("<[a-z_]+>", MISSING, rule)
 
 
 async def seen(user, path):
@@ -63,7 +73,7 @@ async def seen(user, path):
 def test_no_route_is_forgotten():
     """A new route that takes an id belongs into the list above."""
     listed = {(method, path.replace("{", "<").replace("}", "_id>")) for method, path, _ in ROUTES}
-    assert listed == {(method, path) for method, path in rules() if "<" in path}
+    assert listed == {(method, path) for method, path in rules() if "_id>" in path}
 
 
 async def test_ids_of_somebody_else_are_ids_that_do_not_exist(server, alice, bob):
@@ -82,7 +92,14 @@ async def test_ids_of_somebody_else_are_ids_that_do_not_exist(server, alice, bob
             f"/v1/threads/{thread}/runs/{run}",
         ]
         before = [await seen(alice, path) for path in paths]
-        foreign = {"thread": thread, "run": run, "message": message}
+        uploaded = await alice.http.post("/v1/files", files={"file": ("a.csv", b"a\n1\n")})
+        foreign = {
+            "thread": thread,
+            "run": run,
+            "message": message,
+            "call": MISSING,
+            "file": uploaded.json()["file_id"],
+        }
         for method, path, body in ROUTES + VARIANTS:
             answers = set()
             for accept in ("*/*", "text/event-stream"):
@@ -127,7 +144,7 @@ async def test_nobody_says_who_they_are_in_a_body_or_a_query(server, alice, bob)
     """`user_id` is refused by its name wherever a body or a parameter may stand, and nothing is made for anyone."""
     thread = await bob.thread()
     for method, path, body in [("POST", "/v1/threads", {}), *ROUTES]:
-        url = path.format(thread=thread, run=MISSING)
+        url = path.format(thread=thread, run=MISSING, call=MISSING, file=MISSING)
         smuggled = [{"params": {"user_id": alice.user_id}, "json": body}]
         if body is not None or url.endswith("/cancel"):
             smuggled.append({"json": {**(body or {}), "user_id": alice.user_id}})
@@ -163,7 +180,9 @@ async def test_a_session_that_has_ended_opens_nothing(server, alice):
     thread = await alice.thread()
     assert (await alice.http.post("/v1/auth/logout")).status_code == 204
     for method, path, body in ROUTES:
-        answer = await alice.http.request(method, path.format(thread=thread, run=MISSING), json=body)
+        answer = await alice.http.request(
+            method, path.format(thread=thread, run=MISSING, call=MISSING, file=MISSING), json=body
+        )
         assert answer.status_code == 401, (method, path)
 
 

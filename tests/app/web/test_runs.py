@@ -87,7 +87,7 @@ async def test_a_run_is_accepted_and_ends_by_itself(server, alice, thread):
         assert answer.json() == {"run_id": run_id, "status": "queued"}
         await events.until("agent_completed")
     run = await shown(alice, thread, run_id)
-    assert set(run) == RUN | {"output"}
+    assert set(run) == RUN | {"output", "usage"}
     assert (run["run_id"], run["status"], run["agent"]) == (run_id, "completed", "assistant")
     assert "42" in run["output"]
     times = [datetime.fromisoformat(run[name]) for name in ("created_at", "started_at", "ended_at")]
@@ -308,7 +308,7 @@ async def test_agents_are_listed(server, alice, database):
     assert answer.status_code == 200
     agents = {agent["name"]: agent for agent in answer.json()["agents"]}
     assert all(set(agent) == {"name", "description", "tools"} for agent in agents.values())
-    assert set(agents) == {"assistant", "load"}
+    assert set(agents) == {"analyst", "assistant", "load"}
     assert set(agents["assistant"]["tools"]) == {"calculator", "search_messages", "clock"}
 
 
@@ -316,7 +316,7 @@ async def test_the_load_agent_is_off_unless_enabled(database):
     """It is not listed, and cannot be asked."""
     async with running_server(database.owner, load_agent=False) as url, signed_up(url) as user:
         agents = (await user.http.get("/v1/agents")).json()["agents"]
-        assert [agent["name"] for agent in agents] == ["assistant"]
+        assert [agent["name"] for agent in agents] == ["analyst", "assistant"]
         refused = await user.http.post(f"/v1/threads/{await user.thread()}/runs", json=order())
         problem(refused, 422, "unknown_agent", "agent")
 

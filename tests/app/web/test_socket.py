@@ -3,32 +3,12 @@
 import hashlib
 import json
 
-import httpx
 import pytest
 
+from tests.fixtures.handshake import refused
 from tests.fixtures.house import open_socket
 
 MISSING = "01900000-0000-7000-8000-000000000000"
-
-
-async def refused(url, headers=(), *, subprotocols=("nurseries.v1",), path="/v1/ws") -> tuple[int, dict]:
-    """Ask for a socket, and return the status and the problem of the refusal."""
-    upgrade = [
-        ("Connection", "Upgrade"),
-        ("Upgrade", "websocket"),
-        ("Sec-WebSocket-Version", "13"),
-        ("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ=="),
-    ]
-    if subprotocols:
-        upgrade.append(("Sec-WebSocket-Protocol", ", ".join(subprotocols)))
-    async with httpx.AsyncClient(base_url=url) as http:
-        answer = await http.get(path, headers=[*upgrade, *headers])
-    assert answer.status_code >= 400
-    assert answer.headers["Content-Type"] == "application/problem+json"
-    assert "Sec-WebSocket-Protocol" not in answer.headers
-    if answer.status_code in {429, 503}:
-        assert int(answer.headers["Retry-After"]) > 0
-    return answer.status_code, answer.json()
 
 
 def bearer(user):
