@@ -1,10 +1,17 @@
-"""`nurseries`: serve, chat, bench, user."""
+"""`nurseries`: serve, chat, bench, soak, user, audit."""
 
 from __future__ import annotations
 
+import os
 import sys
+import threading
+from contextlib import suppress
+from typing import Final
 
 from cyclopts import App
+
+IDLE: Final = "Trio thread "
+"""How the names of Trio's worker threads begin while they have nothing to do."""
 
 app = App(
     name="nurseries",
@@ -17,9 +24,25 @@ app.command("app.cli.serve:serve_command", name="serve")
 app.command("app.cli.chat:chat_command", name="chat")
 app.command("app.cli.bench:bench_command", name="bench")
 app.command("app.cli.user:user", name="user")
+app.command("app.cli.soak.command:soak_command", name="soak")
+app.command("app.cli.audit:audit_command", name="audit")
 
 
 def main() -> None:
     """Run the command line; the exit status is what the command returns."""
     status = app()
-    sys.exit(status if isinstance(status, int) else 0)
+    _leave(status if isinstance(status, int) else 0)
+
+
+def _leave(status: int) -> None:
+    """End the process, with this status whatever runs in its threads.
+
+    A thread that was abandoned may be inside a library's C++ code. Where the interpreter unwinds such a thread
+    at its end, the process is aborted instead (https://docs.python.org/3/c-api/init.html: threads at shutdown).
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    if any(thread.daemon and not thread.name.startswith(IDLE) for thread in threading.enumerate()):
+        os._exit(status)
+    sys.exit(status)

@@ -159,7 +159,7 @@ async def sign_up(api: Api, threads: list[int], console: Console) -> list[Accoun
         made = [await api.create_thread(token) for _ in range(threads[number])]
         accounts[number] = Account(user_id, token, {thread.thread_id: thread.last_seq for thread in made})
 
-    await _for_all(len(threads), one, Meter(console, "signing up", len(threads)))
+    await for_all(len(threads), one, Meter(console, "signing up", len(threads)))
     return [accounts[number] for number in range(len(threads))]
 
 
@@ -173,7 +173,7 @@ async def open_seats(plan: Plan, accounts: list[Account], console: Console) -> A
         async def one(number: int) -> None:
             seats[number] = await nursery.start(_sit, plan, accounts[number])
 
-        await _for_all(len(accounts), one, Meter(console, "connecting", len(accounts)))
+        await for_all(len(accounts), one, Meter(console, "connecting", len(accounts)))
         yield [seats[number] for number in range(len(accounts))]
         nursery.cancel_scope.cancel()
 
@@ -217,11 +217,11 @@ async def _compare_logs(api: Api, accounts: list[Account], seats: list[Seat], ev
         seat.tally = tally
         seat.finish({thread: (await api.thread(account.token, thread)).last_seq for thread in seat.cursors})
 
-    await _for_all(len(seats), one, None)
+    await for_all(len(seats), one, None)
     everyone.add_faults(tally)
 
 
-async def _for_all(count: int, one: Callable[[int], Awaitable[None]], meter: Meter | None) -> None:
+async def for_all(count: int, one: Callable[[int], Awaitable[None]], meter: Meter | None) -> None:
     """Do `one` for every number below `count`, some at a time."""
     numbers = iter(range(count))
 

@@ -178,60 +178,81 @@ class Api:
 
     async def register(self, email: str, password: str) -> str:
         """Make an account and return its user id."""
-        answer = await self._call("POST", "/v1/auth/register", {"email": email, "password": password})
+        answer = await self.call("POST", "/v1/auth/register", {"email": email, "password": password})
         return _read(answer, _Registered).user_id
 
     async def login(self, email: str, password: str) -> Tokens:
         """Start a session."""
-        return _tokens(await self._call("POST", "/v1/auth/login", {"email": email, "password": password}))
+        return _tokens(await self.call("POST", "/v1/auth/login", {"email": email, "password": password}))
 
     async def signin(self, code: str) -> Tokens:
         """Trade the code of a sign-in link for a session. It works once."""
-        return _tokens(await self._call("POST", "/v1/auth/signin", {"code": code}))
+        return _tokens(await self.call("POST", "/v1/auth/signin", {"code": code}))
 
     async def refresh(self, refresh_token: str) -> Tokens:
         """Trade a refresh token for a new pair. It works once: who shares one takes turns."""
-        return _tokens(await self._call("POST", "/v1/auth/refresh", {"refresh_token": refresh_token}))
+        return _tokens(await self.call("POST", "/v1/auth/refresh", {"refresh_token": refresh_token}))
 
     async def me(self, token: str) -> str:
         """Return the user id that a token stands for."""
-        return _read(await self._call("GET", "/v1/me", token=token), _Me).user_id
+        return _read(await self.call("GET", "/v1/me", token=token), _Me).user_id
 
     async def email(self, token: str) -> str:
         """Return the email address of the account that a token stands for."""
-        return _read(await self._call("GET", "/v1/me", token=token), _Me).email
+        return _read(await self.call("GET", "/v1/me", token=token), _Me).email
 
     async def create_thread(self, token: str, title: str = "") -> Thread:
         """Start a conversation."""
         return _read(
-            await self._call("POST", "/v1/threads", {"title": title} if title else {}, token=token), Thread
+            await self.call("POST", "/v1/threads", {"title": title} if title else {}, token=token), Thread
         )
 
     async def threads(self, token: str, limit: int = 20) -> list[Thread]:
         """Return the newest conversations, newest first."""
-        return _read(await self._call("GET", f"/v1/threads?limit={limit}", token=token), _Threads).threads
+        return _read(await self.call("GET", f"/v1/threads?limit={limit}", token=token), _Threads).threads
 
     async def thread(self, token: str, thread_id: str) -> Thread:
         """Return one conversation."""
-        return _read(await self._call("GET", f"/v1/threads/{thread_id}", token=token), Thread)
+        return _read(await self.call("GET", f"/v1/threads/{thread_id}", token=token), Thread)
 
     async def messages(self, token: str, thread_id: str, limit: int = 20) -> list[Message]:
         """Return the newest messages of a conversation, as the server orders them."""
         path = f"/v1/threads/{thread_id}/messages?limit={limit}"
-        return _read(await self._call("GET", path, token=token), _Messages).messages
+        return _read(await self.call("GET", path, token=token), _Messages).messages
 
     async def run(self, token: str, thread_id: str, run_id: str) -> Run:
         """Return how a run stands."""
-        return _read(await self._call("GET", f"/v1/threads/{thread_id}/runs/{run_id}", token=token), Run)
+        return _read(await self.call("GET", f"/v1/threads/{thread_id}/runs/{run_id}", token=token), Run)
 
     async def text(self, path: str, token: str | None = None) -> str:
         """Return what a GET answers, as text (the metrics)."""
-        return (await self._call("GET", path, token=token)).text
+        return (await self.call("GET", path, token=token)).text
 
-    async def _call(
-        self, method: str, path: str, body: dict[str, Any] | None = None, *, token: str | None = None
+    async def call(
+        self,
+        method: str,
+        path: str,
+        body: dict[str, Any] | None = None,
+        *,
+        token: str | None = None,
+        key: str | None = None,
     ) -> httpx.Response:
+        """Call the server, again after its `Retry-After` where it has no room, and return a success.
+
+        Args:
+            method: of HTTP.
+            path: from the root on.
+            body: sent as JSON.
+            token: an access token.
+            key: an idempotency key.
+
+        Raises:
+            Refused: the answer is a refusal.
+            Unreachable: there was none.
+        """
         headers = {"Authorization": f"Bearer {token}"} if token else {}
+        if key is not None:
+            headers["Idempotency-Key"] = key
         give_up = trio.current_time() + self._patience
         while True:
             try:

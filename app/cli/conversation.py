@@ -8,6 +8,7 @@ from uuid import uuid4
 import attrs
 import trio
 
+from app.cli.approvals import Questions
 from app.cli.client import Api, Refused, Thread
 
 if TYPE_CHECKING:
@@ -78,6 +79,8 @@ class Conversation:
         self._terminal = terminal
         self._agent = agent
         self._turn: Turn | None = None
+        self._questions = Questions(terminal, link.decide)
+        self._person: Lines | None = None
         self._warned = False
         self.exit_code = 0
 
@@ -99,7 +102,7 @@ class Conversation:
         self._link.ask(turn.client_id, content, self._agent)
         waits = iter(RETRY_SECONDS)
         while True:
-            await turn.settled.wait()
+            await self._settled(turn)
             if turn.outcome == "gap":
                 await self._look_up(turn)
             elif turn.outcome in RETRYABLE and not turn.interrupted and (wait := next(waits, None)):
@@ -113,6 +116,15 @@ class Conversation:
         if turn.outcome != "agent_completed":
             self.exit_code = INTERRUPTED if turn.interrupted else 1
         return turn.outcome
+
+    async def _settled(self, turn: Turn) -> None:
+        """Return when the turn has its outcome; meanwhile the person is asked what the run wants to know."""
+        async with trio.open_nursery() as nursery:
+            if self._person is not None:
+                nursery.start_soon(self._questions.ask, self._person)
+            await turn.settled.wait()
+            nursery.cancel_scope.cancel()
+        self._questions.drop()
 
     async def _look_up(self, turn: Turn) -> None:
         """Ask how a run stands whose events cannot be had any more."""
@@ -131,6 +143,7 @@ class Conversation:
 
     async def converse(self, lines: Lines, *, interactive: bool) -> None:
         """Answer every line, until there are no more."""
+        self._person = lines if interactive else None
         while True:
             self._terminal.prompt()
             line = await lines.next()
@@ -220,6 +233,8 @@ class Conversation:
                 self._started(turn, frame.run_id)
             mine = turn is not None and frame.run_id == turn.run_id
             self._terminal.event(frame, raw, mine=mine)
+            if turn is not None and turn.run_id and frame.run_id.partition("_")[0] == turn.run_id:
+                self._questions.hear(frame)  # those of operations inside the run, too
             if turn is not None and mine and frame.ends_run:
                 turn.settle(frame.type)
             elif turn is None and frame.ends_run:

@@ -17,7 +17,7 @@ import trio
 from app.cli.client import Api, NotAuthenticated, Refused, Tokens
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
 LOCK_SECONDS: Final = 20.0
 """How long another client may hold the cache while it renews its token."""
@@ -194,6 +194,25 @@ async def sign_in(api: Api, url: str, link: str) -> Credentials:
     await credentials.adopt(tokens)
     await credentials.check()
     return credentials
+
+
+async def administrator(
+    api: Api, url: str, email: str | None, password: str | None, token: str | None
+) -> Callable[[], Awaitable[str]]:
+    """Return what gives an administrator's access token: the one that was given, or that of an account.
+
+    Raises:
+        NotAuthenticated: the account cannot log in.
+    """
+    if token is None:
+        return (await authenticate(api, url, email, password, register=False)).token
+    given = token
+
+    async def same() -> str:
+        await trio.lowlevel.checkpoint()
+        return given
+
+    return same
 
 
 async def authenticate(

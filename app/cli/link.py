@@ -62,8 +62,8 @@ class Link:
     """Follows one thread of one account.
 
     What must not be lost with a socket is state here, not a frame on its way: the messages not yet
-    accepted, the runs to be cancelled, and the cursor. A new socket is given all of it again; the server
-    recognises a repeated message by its `client_id`.
+    accepted, the runs to be cancelled, the answers to their questions, and the cursor. A new socket is given
+    all of it again; the server recognises a repeated message by its `client_id`.
     """
 
     _listener: Listener  # as long as it runs
@@ -76,6 +76,7 @@ class Link:
         self._down_since: float | None = None
         self._unaccepted: dict[str, Mapping[str, object]] = {}
         self._cancelling: set[str] = set()
+        self._deciding: dict[tuple[str, str], Mapping[str, object]] = {}
         self._outgoing: trio.MemorySendChannel[Mapping[str, object]] | None = None
         self._subscribed = False
         self._heartbeat = HEARTBEAT_SECONDS
@@ -91,7 +92,7 @@ class Link:
         self.cursor = Cursor(after)
         self._subscribe()
 
-    def ask(self, client_id: str, content: str, agent: str | None) -> None:
+    def ask(self, client_id: str, content: str, agent: str | None, *, on_conflict: str | None = None) -> None:
         """Send a message, now or as soon as there is a socket, and until the server has accepted it."""
         frame: dict[str, object] = {
             "type": "user_message",
@@ -101,6 +102,8 @@ class Link:
         }
         if agent is not None:
             frame["agent"] = agent
+        if on_conflict is not None:
+            frame["on_conflict"] = on_conflict
         self._unaccepted[client_id] = frame
         self._post(frame)
 
@@ -117,6 +120,12 @@ class Link:
         """Ask for the end of a run, until it has ended."""
         self._cancelling.add(run_id)
         self._post({"type": "cancel", "run_id": run_id})
+
+    def decide(self, decision: str, run_id: str, call_id: str) -> None:
+        """Answer a question about a tool call, until the answer is in the log."""
+        frame = {"type": decision, "run_id": run_id, "call_id": call_id}
+        self._deciding[run_id, call_id] = frame
+        self._post(frame)
 
     # -- the socket -----------------------------------------------------------------------------------
 
@@ -156,6 +165,8 @@ class Link:
             self._post(frame)
         for run_id in self._cancelling:
             self._post({"type": "cancel", "run_id": run_id})
+        for frame in self._deciding.values():
+            self._post(frame)
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._write, connection, waiting)
@@ -223,6 +234,10 @@ class Link:
         elif step == "next":
             if frame.ends_run:
                 self._cancelling.discard(frame.run_id)
+                for key in [key for key in self._deciding if key[0].startswith(frame.run_id)]:
+                    del self._deciding[key]  # of operations inside the run, too
+            elif frame.type == "approval_resolved":
+                self._deciding.pop((frame.run_id, str(frame.payload.get("call_id"))), None)
             self._listener.on_frame(frame, raw)
 
     def _subscribe(self) -> None:

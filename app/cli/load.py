@@ -67,6 +67,11 @@ class Tally:
         self.misdelivered += 1
         self._example(f"misdelivered {frame.type} {frame.event_id}: {why}")
 
+    def misdelivered_data(self, what: str, mark: str) -> None:
+        """Count something that carries what is somebody else's."""
+        self.misdelivered += 1
+        self._example(f"misdelivered {what}: it holds {mark}")
+
     def gap(self, thread_id: str, first: int, last: int) -> None:
         """Count events that did not arrive."""
         self.lost += last - first + 1

@@ -33,6 +33,8 @@ async def serve_command(  # noqa: PLR0913  # a command has as many parameters as
     data_dir: Path | None = None,
     database_url: str | None = None,
     agents: str | None = None,
+    model: str | None = None,
+    model_base_url: str | None = None,
     load_agent: bool | None = None,
     log_level: str | None = None,
     config: Path | None = None,
@@ -49,6 +51,8 @@ async def serve_command(  # noqa: PLR0913  # a command has as many parameters as
         data_dir: Where the embedded database lives. [default: ~/.local/share/nurseries]
         database_url: An external PostgreSQL to use instead of the embedded one.
         agents: A Python module, also of the current directory, whose agents are offered.
+        model: The language model, like openai:gpt-5-mini or anthropic:claude-sonnet-4-5. [default: offline]
+        model_base_url: Its endpoint, where it is not its provider's own, like http://127.0.0.1:11434/v1.
         load_agent: Offer the `load` agent, for measuring with `nurseries bench`.
         log_level: debug, info, warning or error. [default: info]
         config: A TOML file with settings.
@@ -59,6 +63,8 @@ async def serve_command(  # noqa: PLR0913  # a command has as many parameters as
         "data_dir": data_dir,
         "database_url": database_url,
         "agents": agents,
+        "model": model,
+        "model_base_url": model_base_url,
         "load_agent": load_agent,
         "log_level": log_level,
     }
@@ -79,6 +85,9 @@ def _announce_of(settings: Settings) -> Callable[[list[str], str | None], None]:
             print(f"listening on {url}", flush=True)
         if signin_code is not None:
             print(f"sign in as the first user: {urls[0]}/#signin={signin_code}", flush=True)
+        logger.info("models", asked_in_this_order=[each.describe() for each in settings.all_models()])
+        if not settings.model and not settings.models:
+            logger.warning("no language model is configured: the assistant is offline")
         if settings.load_agent:
             logger.warning("the load agent is on: use it for measuring only")
 

@@ -77,6 +77,7 @@ class Terminal:
         self._err = Console(file=sys.stderr, soft_wrap=True, highlight=False, markup=False)
         self._open: TextIO | None = None  # the stream whose last line is unfinished
         self._said: dict[str, str] = {}
+        self._inner: set[str] = set()  # the runs of sub-agents, whose words are no part of the answer
 
     def prompt(self) -> None:
         """Ask for a line, where there is somebody to ask."""
@@ -84,6 +85,12 @@ class Terminal:
             self._break()
             self._err.print("you> ", style="bold cyan", end="")
             self._open = sys.stderr
+
+    def question(self, tool: str, arguments: Any) -> None:
+        """Ask whether a call may be made."""
+        self._break()
+        self._err.print(clean(f"allow {tool} {_brief(arguments)}? y/n> "), style="bold yellow", end="")
+        self._open = sys.stderr
 
     def entered(self) -> None:
         """Take note that the typed line has ended the prompt."""
@@ -106,16 +113,23 @@ class Terminal:
             sys.stdout.buffer.flush()
             return
         payload = frame.payload
+        if frame.type == "agent_started" and payload.get("depth"):
+            self._inner.add(frame.run_id)
         if frame.type == "message_delta":
+            if frame.run_id in self._inner:
+                return
             self._say(str(payload.get("message_id")), str(payload.get("text", "")))
         elif frame.type == "agent_completed" and frame.ends_run:
             self._rest(str(payload.get("message_id")), str(payload.get("output") or ""))
+        elif frame.type == "run_resumed":
+            self._resume(str(payload.get("message_id")), str(payload.get("output") or ""))
         elif frame.type == "run_failed":
             self.error(f"failed: {payload.get('message')} ({payload.get('code')})")
         elif aside := _aside(frame, mine=mine):
             self.status(aside)
         if frame.ends_run:
             self._said.clear()
+            self._inner.clear()
 
     def answer(self, text: str) -> None:
         """Show an answer that came in one piece."""
@@ -147,6 +161,15 @@ class Terminal:
         if text:
             self._open = None if text.endswith("\n") else sys.stdout
 
+    def _resume(self, message_id: str, output: str) -> None:
+        """Take back what was said after the last checkpoint, as far as a terminal can."""
+        said = self._said.get(message_id, "")
+        self.status("the run goes on after a restart of the server")
+        self._said[message_id] = output
+        if said != output and output:
+            self._said[message_id] = ""
+            self._say(message_id, output)  # again from the start: half of what was shown is void
+
     def _rest(self, message_id: str, output: str) -> None:
         said = self._said.get(message_id, "")
         if output.startswith(said) and len(output) > len(said):
@@ -160,6 +183,16 @@ class Terminal:
             self._open = None
 
 
+_NEWS: Final = {
+    "approval_requested": ("  an approval is needed:", "tool"),
+    "approval_resolved": ("  decided:", "decision"),
+    "run_suspended": ("suspended, and goes on by itself:", "reason"),
+    "run_cancelled": ("cancelled:", "reason"),
+    "run_interrupted": ("interrupted:", "reason"),
+}
+"""What is told in a few words and one field of the payload."""
+
+
 def _aside(frame: Frame, *, mine: bool) -> str | None:
     """Return the line that tells of an event which is no answer, if it deserves one."""
     payload, line = frame.payload, None
@@ -170,6 +203,10 @@ def _aside(frame: Frame, *, mine: bool) -> str | None:
             line = f"queued, {payload['position']} before it"
         case "agent_started" if payload.get("depth"):
             line = f"  {payload.get('agent')} begins"
+        case "agent_completed" if payload.get("depth"):
+            line = f"  {payload.get('agent')} → {_brief(payload.get('output'))}"
+        case "agent_failed":
+            line = f"  {payload.get('agent')} failed: {payload.get('message')} ({payload.get('code')})"
         case "agent_thinking":
             line = f"  {payload.get('text', '')}"
         case "tool_executing":
@@ -178,8 +215,9 @@ def _aside(frame: Frame, *, mine: bool) -> str | None:
             ok = payload.get("ok")
             what = _brief(payload.get("result")) if ok else f"failed: {_brief(payload.get('error'))}"
             line = f"  {payload.get('tool')} → {what} ({payload.get('milliseconds')} ms)"
-        case "run_cancelled" | "run_interrupted":
-            line = f"{frame.type.removeprefix('run_')}: {payload.get('reason')}"
+        case other if other in _NEWS:
+            words, field = _NEWS[other]
+            line = f"{words} {_brief(payload.get(field))}"
     return line
 
 

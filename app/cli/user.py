@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import os
 import sys
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path  # noqa: TC003  # cyclopts reads the annotations at run time
@@ -12,6 +13,7 @@ import attrs
 from cyclopts import App, Parameter
 
 from app.accounts.service import AccountService
+from app.audit.trail import open_trail
 from app.database import DATABASE, open_store, prepare_store
 from app.logs import configure_logging
 from app.sources import load_settings
@@ -24,6 +26,7 @@ from nurseries.postgres.scoped import Database
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
+    from app.audit.event import Detail, SecurityEvent
     from app.database import Store
     from app.settings import Settings
 
@@ -123,9 +126,16 @@ async def _accounts(place: Place) -> AsyncIterator[AccountService]:
     configure_logging("warning")
     async with (
         _store(settings) as store,
+        open_trail(store.access.audit, settings.audit) as trail,
         open_pool(store.access.accounts, PoolLimits(size=1, overflow=0, ready=1)) as pool,
     ):
-        yield AccountService(Database(pool, borrower="accounts"), store.token_key, settings.accounts)
+
+        def audit(event: SecurityEvent) -> None:
+            by: dict[str, Detail] = {"by": "command line", "uid": os.getuid()}
+            trail.record(attrs.evolve(event, details={**event.details, **by}))
+
+        database = Database(pool, borrower="accounts")
+        yield AccountService(database, store.token_key, settings.accounts, audit=audit)
 
 
 @asynccontextmanager

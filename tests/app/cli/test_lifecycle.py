@@ -16,15 +16,16 @@ from psycopg.conninfo import conninfo_to_dict
 
 from app.tenancy import LOCK_KEY
 from nurseries.groups import leaves
-from nurseries.postgres.process import wait_ended
+from nurseries.process import wait_ended
 from tests.fixtures.house import Socket, User, open_socket, signed_up
 from tests.fixtures.process import COMMAND, Server, environment, postgres_gone, postgres_of, served
 
 SLEEPING = '{"sleep_ms": 60000, "events": 1, "queries": 0}'
+WAITING = {"content": '{"events": 1, "queries": 0}', "agent": "load"}
 GATED_AGENT = """
 import os
 import trio
-from app.engine.agent import Agent, Answer
+from app.agents import Agent, Answer
 
 class Gated(Agent):
     name = "gated"
@@ -230,7 +231,7 @@ async def test_signal_before_ready(database, tmp_path):
 
 
 async def test_kill(data_dir, tmp_path):
-    """A killed server leaves no database running, and loses no message; its runs end as interrupted, once."""
+    """A killed server leaves no database running, and loses no message; what ran ends as interrupted, what waited runs."""
     arguments = ("--data-dir", str(data_dir), "--load-agent")
     async with AsyncExitStack() as stack:
         variables = {"NURSERIES_RUNS_RUNNING_PER_USER": "21"}
@@ -243,7 +244,7 @@ async def test_kill(data_dir, tmp_path):
                 seen[thread] = []
                 await socket.send(type="user_message", thread_id=thread, content=SLEEPING, agent="load")
                 if number < 5:  # these have one waiting behind the one that runs
-                    await socket.send(type="user_message", thread_id=thread, content=SLEEPING, agent="load")
+                    await socket.send(type="user_message", thread_id=thread, client_id=thread, **WAITING)
             finished = await user.thread()
             seen[finished] = []
             await socket.send(type="user_message", thread_id=finished, content="calculate 6*7")
@@ -262,6 +263,16 @@ async def test_kill(data_dir, tmp_path):
         server = await stack.enter_async_context(served(tmp_path / "again", *arguments))
         headers = [("Authorization", f"Bearer {user.access_token}")]
         async with httpx.AsyncClient(base_url=server.url, headers=dict(headers)) as http:
+            for thread in list(seen)[
+                :5
+            ]:  # the same message again: it is known, and its run can be waited for
+                answer = await http.post(
+                    f"/v1/threads/{thread}/runs?wait=true",
+                    json=WAITING,
+                    headers={"Idempotency-Key": thread},
+                    timeout=60,
+                )
+                assert answer.json()["status"] == "completed", answer.text
             async with open_socket(server.url, headers) as socket:
                 await socket.until("connection_established")
                 for thread, frames in seen.items():
@@ -278,13 +289,13 @@ async def test_kill(data_dir, tmp_path):
                     message["run_id"]: message["content"] for message in messages if message["role"] == "user"
                 }
                 assert said.keys() >= asked.keys()
-                for run_id in said:
+                for run_id, content in said.items():
                     types = [frame["type"] for frame in frames if frame["run_id"] == run_id]
-                    end = "agent_completed" if thread == finished else "run_interrupted"
+                    end = "run_interrupted" if content == SLEEPING else "agent_completed"
                     assert types[-1] == end
                     assert types.count(end) == 1
                     shown = (await http.get(f"/v1/threads/{thread}/runs/{run_id}")).json()
-                    assert shown["status"] == ("completed" if thread == finished else "interrupted")
+                    assert shown["status"] == ("interrupted" if content == SLEEPING else "completed")
             everything = sum(len({frame["run_id"] for frame in frames}) for frames in seen.values())
             assert everything == 26
         server.signal(signal.SIGTERM)

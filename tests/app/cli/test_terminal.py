@@ -76,6 +76,27 @@ def test_an_answer_that_was_streamed_otherwise_stays_as_it_was(capsys):
     assert capsys.readouterr().out == "forty\n"
 
 
+def _inner(type_, **payload):
+    return Frame(type=type_, seq=1, run_id="r_clerk_1", payload={"agent": "clerk", "depth": 1, **payload})
+
+
+def test_what_a_sub_agent_says_is_no_answer(capsys):
+    """It is told beside the answer, in short, when it is complete."""
+    terminal = Terminal(interactive=False, as_json=False)
+    for event in (
+        _event("message_delta", message_id="m", text="forty-"),
+        _inner("agent_started"),
+        _inner("message_delta", message_id="n", text="a long story"),
+        _inner("agent_completed", message_id="n", output="a long story"),
+        _inner("agent_failed", code="internal", message="broken"),
+        _event("agent_completed", depth=0, message_id="m", output="forty-two"),
+    ):
+        terminal.event(event, b"", mine=True)
+    written = capsys.readouterr()
+    assert written.out == "forty-\ntwo\n"
+    assert written.err == "  clerk begins\n  clerk → a long story\n  clerk failed: broken (internal)\n"
+
+
 def test_everything_but_answers_goes_to_standard_error(capsys):
     """A pipe gets the answers alone."""
     terminal = Terminal(interactive=False, as_json=False)
@@ -100,3 +121,27 @@ def test_json_shows_the_events_as_they_came(capfdbinary):
     terminal = Terminal(interactive=False, as_json=True)
     terminal.event(_event("message_delta", message_id="m", text="x"), b'{"raw":1}', mine=True)
     assert capfdbinary.readouterr().out == b'{"raw":1}\n'
+
+
+@pytest.mark.parametrize(
+    ("stands", "shown"),
+    [
+        ("", "half a sen\ntence"),  # void altogether: what comes is the answer
+        ("half ", "half a sen\nhalf tence"),  # shown again from where it stands
+        ("half a sen", "half a sen\ntence"),  # all of it stands: nothing again
+    ],
+)
+def test_an_answer_that_goes_on_after_a_restart(capsys, stands, shown):
+    """What is void cannot be taken back at a terminal; what stands is shown again, and each word after it once."""
+    terminal = Terminal(interactive=False, as_json=False)
+    terminal.event(_event("message_delta", message_id="m", text="half a sen"), b"", mine=True)
+    terminal.event(_event("run_suspended", reason="shutdown"), b"", mine=True)
+    terminal.event(_event("run_resumed", step=1, output=stands, message_id="m"), b"", mine=True)
+    terminal.event(_event("message_delta", message_id="m", text="tence"), b"", mine=True)
+    terminal.event(
+        _event("agent_completed", depth=0, message_id="m", output=f"{stands}tence"), b"", mine=True
+    )
+    out, err = capsys.readouterr()
+    assert out == f"{shown}\n"
+    assert "goes on by itself" in err
+    assert "after a restart" in err

@@ -31,6 +31,14 @@ async def test_beside_a_running_server(data_dir, tmp_path):
         assert (await ann.http.get("/v1/me")).status_code == 401
 
         await refusals(place)
+        trail = await audited(server.url, bob, place)
+        assert [(kind, user == me["user_id"], details.get("roles")) for kind, user, details in trail] == [
+            ("user_added", True, ""),
+            ("roles_changed", False, "admin"),
+            ("user_disabled", False, None),
+            ("roles_changed", True, "admin"),
+        ]
+        assert all((each["by"], each["uid"]) == ("command line", os.getuid()) for _, _, each in trail)
         assert server.log()  # still JSON alone, so nothing broke in a way of its own
 
 
@@ -75,6 +83,17 @@ async def refusals(place: tuple[str, ...]) -> None:
         done = await run("user", *arguments, *place)
         assert (done.returncode, done.stdout) == (1, b""), done
         assert done.stderr.decode() == f"nurseries: {reason}\n"
+
+
+async def audited(url: str, administrator: dict, place: tuple[str, ...]) -> list[tuple[str, str, dict]]:
+    """Make somebody an administrator, and return what the trail says of the commands: kind, user and details."""
+    promoted = await run("user", "role", administrator["email"], "admin", *place)
+    assert promoted.returncode == 0, promoted.stderr
+    async with httpx.AsyncClient(base_url=url) as http:
+        pair = (await http.post("/v1/auth/login", json=administrator)).json()
+        bearer = {"Authorization": f"Bearer {pair['access_token']}"}
+        trail = (await http.get("/v1/admin/audit", headers=bearer)).json()["entries"]
+    return [(each["kind"], each["user_id"], each["details"]) for each in trail if "by" in each["details"]]
 
 
 async def logged_in(url: str, credentials: dict) -> dict:
