@@ -110,6 +110,16 @@ class RateLimited(Unavailable):
     code = "rate_limited"
 
 
+class LoginLimited(RateLimited):
+    """Too many failed logins for one account from one address."""
+
+
+class TooLarge(CallerError):
+    """More than one caller may send or keep."""
+
+    code = "too_large"
+
+
 class Busy(Unavailable):
     """Too much from all callers together."""
 
@@ -145,6 +155,7 @@ OUTCOMES: Final[Mapping[type[BaseException], Outcome]] = MappingProxyType(
         kernel.Draining: Outcome(503, 1012, "draining"),
         kernel.TooManySessions: Outcome(429, 1008, "rate_limited"),
         kernel.OutcomeUnknown: Outcome(503, None, "database_unavailable"),
+        kernel.StorageFull: Outcome(507, None, "database_unavailable"),
         kernel.StatementTimeout: Outcome(504, None, "internal"),
         # ours
         BadJson: Outcome(400, None, "bad_json"),
@@ -154,6 +165,7 @@ OUTCOMES: Final[Mapping[type[BaseException], Outcome]] = MappingProxyType(
         InvalidGrant: Outcome(400, None, "bad_frame"),
         NotFound: Outcome(404, None, "not_found"),
         EmailTaken: Outcome(409, None, "conflict"),
+        TooLarge: Outcome(413, None, "too_large"),
         RateLimited: Outcome(429, 1008, "rate_limited"),
         # whatever else is raised is a fault of ours
         BaseException: Outcome(500, 1011, "internal"),
@@ -179,5 +191,5 @@ def code_of(error: BaseException) -> str:
 def message_of(error: BaseException) -> str:
     """Return what a caller may read: the message of what is theirs, and nothing of what broke here."""
     if isinstance(error, kernel.DatabaseUnavailable):
-        return "the database cannot be reached just now"  # its own words name hosts, paths and roles
+        return error.summary  # its own words name hosts, paths and roles
     return "something broke here; it has been logged" if is_fault(error) else str(error)

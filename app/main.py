@@ -1,8 +1,8 @@
 """The wiring: everything that a server is made of, in the order of ownership.
 
 database          embedded or external, migrated, one login role for each part
-  pools           requests, accounts, journal: each with its own role
-    services      signals, supervision, journal, recovery, revocations, janitor
+  pools           requests, accounts, journal, audit trail: each with its own role
+    services      signals, supervision, audit trail, journal, recovery, revocations, janitor
       listener    HTTP and WebSockets on one port
 """
 
@@ -18,74 +18,113 @@ import structlog
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from app.accounts.service import AccountService
+from app.audit.event import finding, misdelivery
+from app.audit.refusals import Refusals
+from app.audit.trail import TRAIL_LIMITS, Trail
+from app.chat.bounds import RunBounds
 from app.chat.dispatch import Dispatch
 from app.chat.journal import Journal
-from app.chat.runs import RunBounds, Runs
+from app.chat.runs import Runs
 from app.database import open_store
 from app.encryption import Renewal, certificates_of
 from app.engine.engine import Catalog, built_in_agents, built_in_tools
+from app.engine.models.making import open_models
 from app.engine.modules import register_module
+from app.engine.request import RunLimits
+from app.isolation import open_scopes, shared_by_design
 from app.janitor import Janitor
+from app.leaks import Leaks
 from app.tenancy import Tenancy
+from app.tools.analysis.workbench import Workbench
+from app.tools.mcp.credentials import TokenVault
+from app.tools.mcp.settings import check_servers
+from app.tools.mcp.toolbox import Toolbox
 from app.web.application import make_application
+from app.web.files import FILES
 from app.web.health import Vitals
+from app.web.metrics import rss_bytes
 from app.web.socket import SocketBounds, SocketEndpoint
+from app.web.uploads import HEADER_BYTES
 from nurseries.budgets import Budget, BudgetLimits
 from nurseries.events import Streams
+from nurseries.inspect import Audit, AuditBounds
 from nurseries.isolation import Isolation
 from nurseries.postgres.pool import PoolLimits, open_pool
 from nurseries.postgres.scoped import Database
 from nurseries.request import Kernel
 from nurseries.server import Server
-from nurseries.serving import Listener
+from nurseries.serving import BodyLimit, Listener
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from app.database import Store
-    from app.settings import Settings
+    from app.engine.models.cascade import ModelCascade
+    from app.settings import PoolSettings, Settings
     from nurseries.server import Service
 
 SERVICE_CONNECTIONS: Final = 4
 logger = structlog.get_logger(__name__)
 
 
-async def serve(settings: Settings, ready: Callable[[list[str], str | None], None]) -> None:
+async def serve(
+    settings: Settings,
+    ready: Callable[[list[str], str | None], None],
+    *,
+    look: Callable[[Vitals], None] | None = None,
+) -> None:
     """Run a server until it is told to stop.
 
     Args:
         settings: all of them.
         ready: called once, with the URLs and, for a new embedded database, the first user's sign-in code.
+        look: called once before, with the parts that a server is looked at by.
 
     Raises:
         StartupFailed: it could not start; the message says why.
     """
-    catalog = make_catalog(settings)  # first, since a mistake in it is found without a database
-    async with open_store(settings) as store, open_pools(settings, store) as pools:
-        await _serve(settings, catalog, store, pools, ready)
+    async with open_models(settings.all_models()) as models:
+        catalog = make_catalog(settings, models)  # first, since a mistake in it is found without a database
+        async with (
+            open_store(settings, audit_days=settings.audit.keep_days) as store,
+            open_pools(settings, store) as pools,
+        ):
+            toolbox = Toolbox(settings.mcp, TokenVault(store.vault_key))
+            await _serve(settings, attrs.evolve(catalog, toolbox=toolbox), store, pools, ready, look)
 
 
-def make_catalog(settings: Settings) -> Catalog:
-    """Return the built-in agents and tools, and the agents of the settings' module.
+def make_catalog(settings: Settings, models: ModelCascade) -> Catalog:
+    """Return the built-in agents and tools, the agents of the settings' module, and the models.
 
     Raises:
         StartupFailed: the module, or an agent in it, cannot be used.
     """
-    agents, tools = built_in_agents(load=settings.load_agent), built_in_tools()
+    workbench = Workbench(settings.files)
+    agents, tools = built_in_agents(load=settings.load_agent), built_in_tools(workbench)
     if settings.agents:
         register_module(settings.agents, agents, tools)
-    return Catalog(agents=agents, tools=tools)
+    check_servers(settings.mcp, frozenset(agent.name for agent in agents))
+    limits = RunLimits(steps=settings.runs.steps, tokens=settings.runs.tokens)
+    return Catalog(
+        agents=agents,
+        tools=tools,
+        model=lambda: models,
+        cascade=models,
+        limits=limits,
+        workbench=workbench,
+    )
 
 
 @attrs.frozen(eq=False)
 class Pools:
-    """The databases of the three parts."""
+    """The databases of the four parts."""
 
     kernel: Kernel
     streams: Streams
     journal: Journal
     accounts: Database
     log: Database
+    trail: Database
 
 
 @asynccontextmanager
@@ -107,9 +146,10 @@ async def open_pools(settings: Settings, store: Store) -> AsyncIterator[Pools]:
     )
     access = store.access
     async with (
-        open_pool(_with_limits(access.request, pool.statement_seconds), limits) as requests,
-        open_pool(_with_limits(access.accounts, pool.statement_seconds), service) as accounts,
-        open_pool(_with_limits(access.journal, pool.statement_seconds), service) as log,
+        open_pool(_with_limits(access.request, pool), limits) as requests,
+        open_pool(_with_limits(access.accounts, pool), service) as accounts,
+        open_pool(_with_limits(access.journal, pool), service) as log,
+        open_pool(_with_limits(access.audit, pool), TRAIL_LIMITS) as trail,
     ):
         streams = Streams()
         log_database = Database(log, borrower="journal")
@@ -123,28 +163,44 @@ async def open_pools(settings: Settings, store: Store) -> AsyncIterator[Pools]:
             name="requests",
         )
         kernel = Kernel(requests, journal, budget)
-        yield Pools(kernel, streams, journal, Database(accounts, borrower="accounts"), log_database)
+        yield Pools(
+            kernel,
+            streams,
+            journal,
+            Database(accounts, borrower="accounts"),
+            log_database,
+            Database(trail, borrower="audit"),
+        )
 
 
-def _with_limits(conninfo: str, statement_seconds: float) -> str:
+def _with_limits(conninfo: str, pool: PoolSettings) -> str:
     """Let the database end what takes too long, whatever becomes of us."""
     options = conninfo_to_dict(conninfo).get("options") or ""
-    milliseconds = int(statement_seconds * 1000)
-    limits = f"-c statement_timeout={milliseconds} -c idle_in_transaction_session_timeout={milliseconds}"
+    milliseconds = int(pool.statement_seconds * 1000)
+    limits = (
+        f"-c statement_timeout={milliseconds} -c idle_in_transaction_session_timeout={milliseconds}"
+        f" -c lock_timeout={int(pool.lock_seconds * 1000)}"
+    )
     return make_conninfo(conninfo, options=f"{options} {limits}".strip())
 
 
-async def _serve(
+async def _serve(  # noqa: PLR0913  # called once
     settings: Settings,
     catalog: Catalog,
     store: Store,
     pools: Pools,
     ready: Callable[[list[str], str | None], None],
+    look: Callable[[Vitals], None] | None,
 ) -> None:
     kernel, streams, journal = pools.kernel, pools.streams, pools.journal
     server = Server(drain_seconds=settings.drain_seconds)
-    isolation = Isolation()
-    accounts = AccountService(pools.accounts, store.token_key, settings.accounts)
+    trail = Trail(pools.trail, settings.audit)
+    refusals = Refusals(trail)
+    isolation = Isolation(
+        on_misdelivery=lambda session_id, event: trail.record(misdelivery(session_id, event)),
+        on_finding=lambda found: trail.record(finding(found)),
+    )
+    accounts = AccountService(pools.accounts, store.token_key, settings.accounts, audit=trail.record)
     runs = Runs(
         kernel,
         journal,
@@ -154,14 +210,22 @@ async def _serve(
             queued_per_thread=settings.runs.queued_per_thread,
             running=settings.runs.running,
             running_per_user=settings.runs.running_per_user,
+            asking=settings.runs.asking,
+            asking_per_user=settings.runs.asking_per_user,
+            seconds=settings.runs.seconds,
+            approval_seconds=settings.runs.approval_seconds,
+            resumes=settings.runs.resumes,
         ),
+        on_failure=refusals.failed,
     )
     endpoint = SocketEndpoint(
         accounts,
         server,
         streams,
-        Dispatch(kernel, runs, server),
+        Dispatch(kernel, runs, server, refusals),
         isolation,
+        refusals,
+        catalog.toolbox,
         settings.serving,
         origins=settings.origins,
         bounds=SocketBounds(
@@ -170,6 +234,13 @@ async def _serve(
             outbox_bytes=settings.outbox_bytes,
         ),
     )
+    audit = Audit(
+        partial(open_scopes, kernel, server, streams, runs),
+        partial(shared_by_design, server, catalog),
+        isolation,
+        AuditBounds(objects=settings.isolation.objects, seconds=settings.isolation.seconds),
+    )
+    leaks = Leaks(kernel, server, streams, runs, rss_bytes)
     vitals = Vitals(
         service=accounts,
         server=server,
@@ -178,11 +249,15 @@ async def _serve(
         runs=runs,
         streams=streams,
         isolation=isolation,
+        audit=audit,
+        leaks=leaks,
+        trail=trail,
+        models=catalog.cascade.statistics,
         metrics=settings.metrics,
     )
     certificates = certificates_of(settings)
     listener = Listener(
-        http=make_application(accounts, kernel, runs, server, streams, catalog.agents, vitals),
+        http=make_application(accounts, kernel, runs, server, streams, catalog, vitals, refusals),
         websocket=endpoint,
         host=settings.host,
         port=settings.port,
@@ -190,23 +265,36 @@ async def _serve(
         certificates=certificates,
         trusted_proxies=settings.trusted_proxies,
         limits=settings.serving,
+        bodies={FILES: BodyLimit(settings.files.bytes + HEADER_BYTES, settings.files.upload_seconds)},
+        on_limit=refusals.limited,
     )
     vitals.listener = listener
+    if look is not None:
+        look(vitals)
     tenancy = Tenancy(store.access.journal)
     janitor = Janitor(
         accounts=accounts,
         accounts_database=pools.accounts,
+        trail=trail,
         runs=runs,
         journal=journal,
         journal_database=pools.log,
+        leaks=leaks,
         seconds=settings.janitor_seconds,
     )
     services: list[Service] = [server.stop_on_signals]
     if store.supervise is not None:
         services.append(store.supervise)
     listen = partial(accounts.listen_for_revocations, store.access.accounts)
-    services += [tenancy.run, journal.run, janitor.recover_then_run, listen]
+    # The trail ends after all that tell it.
+    services += [trail.run, tenancy.run, journal.run, janitor.recover_then_run, listen]
+    services.append(partial(audit.run, settings.isolation.every_seconds))
     if certificates is not None:
         services.append(Renewal(listener).run)
-    code = await accounts.create_first_user() if store.supervise is not None else None
-    await server.run(services, listener, runs, ready=lambda urls: ready(urls, code))
+    code = await accounts.codes.for_first_user() if store.supervise is not None else None
+
+    def go_on(urls: list[str]) -> None:
+        runs.go_on(server.requests)
+        ready(urls, code)
+
+    await server.run(services, listener, runs, ready=go_on)

@@ -15,6 +15,11 @@ from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict
 
 from app.accounts.settings import AccountSettings
+from app.audit.settings import AuditSettings
+from app.engine.models.settings import ModelSettings, check_base_url, read_model
+from app.tools.analysis.settings import FileSettings
+from app.tools.mcp.settings import McpServer  # noqa: TC001  # app.sources reads the annotations at run time
+from nurseries.errors import StartupFailed
 from nurseries.events import OUTBOX_BYTES, OUTBOX_EVENTS
 from nurseries.serving import ServingLimits
 from nurseries.serving.peers import TrustedProxies
@@ -44,6 +49,17 @@ def _origins(_settings: object, _attribute: attrs.Attribute[Any], value: tuple[s
             raise ValueError(f"must be like https://chat.example.org, not {origin}")
 
 
+def _model(_settings: object, _attribute: attrs.Attribute[Any], value: str) -> None:
+    if value:
+        read_model(value)
+
+
+def _models(_settings: object, _attribute: attrs.Attribute[Any], value: tuple[ModelSettings, ...]) -> None:
+    names = [each.name for each in value]
+    if repeated := next((name for name in names if names.count(name) > 1), None):
+        raise ValueError(f"must have different names, but there are two {repeated}")
+
+
 def _proxies(_settings: object, _attribute: attrs.Attribute[Any], value: tuple[str, ...]) -> None:
     TrustedProxies(value)
 
@@ -61,6 +77,7 @@ class PoolSettings:
         waiters_per_user: the same for one user.
         recycle_seconds: the age at which a connection is replaced.
         statement_seconds: how long one statement may take before the database ends it (504).
+        lock_seconds: how long it may wait for somebody else's lock, within that (409).
     """
 
     size: int = attrs.field(default=20, validator=_positive)
@@ -73,6 +90,9 @@ class PoolSettings:
     statement_seconds: float = attrs.field(
         default=30.0, validator=attrs.validators.and_(attrs.validators.gt(0), attrs.validators.le(86_400))
     )
+    lock_seconds: float = attrs.field(
+        default=15.0, validator=attrs.validators.and_(attrs.validators.gt(0), attrs.validators.le(86_400))
+    )
 
 
 @attrs.frozen
@@ -84,16 +104,48 @@ class RunSettings:
         queued_per_thread: runs that wait in one thread.
         running: runs that run at once, all users together; the others stay queued.
         running_per_user: the same for one user.
+        asking: runs that wait for a person without a place among the running ones, all users together.
+        asking_per_user: the same for one user.
         requests: runs and calls that are open at once, all users together.
         requests_per_user: the same for one user.
+        steps: how often one run may ask its model.
+        tokens: how many tokens the model may use in one run, before it is asked no more.
+        seconds: how long one run may take, without the time in which it waits for a person.
+        approval_seconds: how long a person has to approve a tool call, by the wall clock.
+        resumes: how often a run goes on after its server was lost, before it counts as the reason.
     """
 
     message_characters: int = attrs.field(default=32_000, validator=_positive)
     queued_per_thread: int = attrs.field(default=20, validator=_positive)
     running: int = attrs.field(default=2_000, validator=_positive)
     running_per_user: int = attrs.field(default=8, validator=_positive)
+    asking: int = attrs.field(default=1_000, validator=_positive)
+    asking_per_user: int = attrs.field(default=50, validator=_positive)
     requests: int = attrs.field(default=5_000, validator=_positive)
     requests_per_user: int = attrs.field(default=200, validator=_positive)
+    steps: int = attrs.field(default=10, validator=_positive)
+    tokens: int = attrs.field(default=1_000_000, validator=_positive)
+    seconds: float = attrs.field(default=1800.0, validator=_positive)
+    approval_seconds: float = attrs.field(
+        default=3600.0,
+        validator=attrs.validators.and_(attrs.validators.gt(0), attrs.validators.le(31_536_000)),
+    )
+    resumes: int = attrs.field(default=3, validator=_not_negative)
+
+
+@attrs.frozen
+class IsolationSettings:
+    """The isolation audit: the search for anything that two users share. Times are in seconds.
+
+    Attributes:
+        every_seconds: between two audits; 0 stands for only on demand.
+        objects: how many objects one audit looks at.
+        seconds: how long one audit may take.
+    """
+
+    every_seconds: float = attrs.field(default=300.0, validator=_not_negative)
+    objects: int = attrs.field(default=200_000, validator=_positive)
+    seconds: float = attrs.field(default=20.0, validator=_positive)
 
 
 @attrs.frozen
@@ -106,6 +158,12 @@ class Settings:
         data_dir: where the embedded database lives; `/var/lib/nurseries` for root.
         database_url: an external PostgreSQL; without it the embedded one is used.
         agents: a Python module whose agents are offered besides the built-in ones.
+        model: the language model, like `openai:gpt-5-mini` or `anthropic:claude-sonnet-4-5`; it takes the place of
+            the list of models.
+        model_base_url: its endpoint, where it is not its provider's own, like `http://127.0.0.1:11434/v1`.
+        model_api_key: its key; `OPENAI_API_KEY` or `ANTHROPIC_API_KEY` by default, at the provider's own endpoint.
+        models: several models, asked in this order until one answers: tables `[[nurseries.models]]` of the file.
+        mcp: MCP servers whose tools agents are given: tables `[[nurseries.mcp]]` of the file.
         origins: origins that may open sockets from a browser, besides the server's own.
         trusted_proxies: addresses and networks of the proxies whose `X-Forwarded-*` headers are believed.
         tls_certificate: a PEM file with the certificate and its chain, for HTTPS; read again at SIGHUP.
@@ -128,6 +186,11 @@ class Settings:
     data_dir: Path = attrs.field(factory=_default_data_dir)
     database_url: str = attrs.field(default="", validator=_conninfo, repr=False)
     agents: str = ""
+    model: str = attrs.field(default="", validator=_model)
+    model_base_url: str = attrs.field(default="", validator=check_base_url)
+    model_api_key: str = attrs.field(default="", repr=False)
+    models: tuple[ModelSettings, ...] = attrs.field(default=(), validator=_models)
+    mcp: tuple[McpServer, ...] = ()
     origins: tuple[str, ...] = attrs.field(default=(), validator=_origins)
     trusted_proxies: tuple[str, ...] = attrs.field(default=(), validator=_proxies)
     tls_certificate: str = ""
@@ -148,4 +211,20 @@ class Settings:
     pool: PoolSettings = attrs.field(factory=PoolSettings)
     runs: RunSettings = attrs.field(factory=RunSettings)
     accounts: AccountSettings = attrs.field(factory=AccountSettings)
+    audit: AuditSettings = attrs.field(factory=AuditSettings)
+    files: FileSettings = attrs.field(factory=FileSettings)
     serving: ServingLimits = attrs.field(factory=ServingLimits)
+    isolation: IsolationSettings = attrs.field(factory=IsolationSettings)
+
+    def all_models(self) -> tuple[ModelSettings, ...]:
+        """Return the models in the order in which they are asked; where none is set, the offline one.
+
+        Raises:
+            StartupFailed: what belongs to `model` is set without it.
+        """
+        if self.model:
+            return (read_model(self.model, self.model_base_url, self.model_api_key),)
+        if self.model_base_url or self.model_api_key:
+            name = "model_base_url" if self.model_base_url else "model_api_key"
+            raise StartupFailed(f"{name} is set, but model is not")
+        return self.models or (ModelSettings(kind="offline"),)

@@ -1,7 +1,8 @@
 """Where settings come from: flags, then `NURSERIES_*` variables, then a TOML file.
 
 A setting is called `pool.size` here; that is `NURSERIES_POOL_SIZE` as a variable, and `size` in the table
-`[nurseries.pool]` of the file. A setting that is wrong is named, with its value and its source.
+`[nurseries.pool]` of the file. What there may be several of, such as models, is a list of tables (`[[nurseries.models]]`)
+and stands in the file alone. A setting that is wrong is named, with its value and its source.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import os
 import re
 import reprlib
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, get_type_hints
+from typing import TYPE_CHECKING, Any, Final, get_args, get_type_hints
 
 import attrs
 
@@ -21,12 +23,12 @@ from app.settings import Settings
 from nurseries.errors import StartupFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
 PREFIX: Final = "NURSERIES_"
 CONFIG_VARIABLE: Final = "NURSERIES_CONFIG"
 OTHER_VARIABLES: Final = frozenset(
-    {CONFIG_VARIABLE, "NURSERIES_URL", "NURSERIES_EMAIL", "NURSERIES_PASSWORD"}
+    {CONFIG_VARIABLE, "NURSERIES_URL", "NURSERIES_EMAIL", "NURSERIES_PASSWORD", "NURSERIES_ADMIN_TOKEN"}
 )
 """Variables that are no settings: they name the file, or are the terminal client's."""
 
@@ -60,6 +62,15 @@ class Given:
 
     value: Any
     source: str
+
+
+class WrongEntry(ValueError):
+    """Something in a list of tables is wrong: where in it, what stands there, and why."""
+
+    def __init__(self, place: str, shown: str, reason: str) -> None:
+        super().__init__(reason)
+        self.place = place
+        self.shown = shown
 
 
 def options(cls: type = Settings, prefix: str = "") -> Iterator[Option]:
@@ -99,6 +110,8 @@ def load_settings(
     for name, one in given.items():
         try:
             values[name] = _value(known[name], one.value)
+        except WrongEntry as error:
+            mistakes.append(f"{name}{error.place} = {error.shown}, from {one.source}: {error}")
         except ValueError as error:
             shown = reprlib.repr(one.value) if known[name].attribute.repr else "(hidden)"
             mistakes.append(f"{name} = {shown}, from {one.source}: {error}")
@@ -154,7 +167,8 @@ def _value(option: Option, value: Any) -> Any:
     Raises:
         ValueError: it is not of that type, or out of bounds; the message says what it must be.
     """
-    converted = _CONVERT[option.type](value)
+    entry = entry_class(option.type)
+    converted = _CONVERT[option.type](value) if entry is None else _entries(entry, value)
     validator = option.attribute.validator
     if validator is not None:
         try:
@@ -212,6 +226,12 @@ def _texts(value: Any) -> tuple[str, ...]:
     return tuple(value)
 
 
+def _mapping(value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError("must be a table")  # noqa: TRY004  # as above
+    return value
+
+
 _CONVERT: Final = {
     bool: _boolean,
     int: _integer,
@@ -219,7 +239,47 @@ _CONVERT: Final = {
     str: _text,
     Path: _path,
     tuple[str, ...]: _texts,
+    Mapping[str, Any]: _mapping,
 }
+
+
+def entry_class(kind: Any) -> type[Any] | None:
+    """Return the class of the entries, if a setting of this type is a list of tables."""
+    first = next(iter(get_args(kind)), None)
+    return first if isinstance(first, type) and attrs.has(first) else None
+
+
+def _entries(cls: type[Any], value: Any) -> tuple[Any, ...]:
+    if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
+        raise ValueError("must be a list of tables, in the settings file")
+    return tuple(_entry(cls, f"[{position}]", table) for position, table in enumerate(value))
+
+
+def _entry(cls: type[Any], place: str, table: Mapping[str, Any]) -> Any:
+    known = {option.name: option for option in options(cls)}
+    values = {}
+    for name, value in table.items():
+        option = known.get(name)
+        shown = reprlib.repr(value) if option is None or option.attribute.repr else "(hidden)"
+        if option is None:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise WrongEntry(f"{place}.{name}", "(hidden)", f"there is no such setting{hint}")
+        try:
+            values[name] = _value(option, value)
+        except ValueError as error:
+            raise WrongEntry(f"{place}.{name}", shown, str(error)) from None
+    missing = [name for name, option in known.items() if _is_required(option) and name not in values]
+    try:
+        if missing:
+            raise ValueError(f"{missing[0]} is missing")  # noqa: TRY301  # as the class's own checks
+        return cls(**values)
+    except ValueError as error:
+        raise WrongEntry(place, "{...}", str(error)) from None
+
+
+def _is_required(option: Option) -> bool:
+    return option.attribute.default is attrs.NOTHING
 
 
 def _build(cls: type[Any], values: Mapping[str, Any], prefix: str = "") -> Any:

@@ -2,6 +2,7 @@
 
 Two servers on one database would number the same threads and end each other's runs. The lock goes with the
 connection, so a server that is lost gives it up by itself; one whose database was restarted takes it again.
+docs/decisions/0005-one-owner-of-a-run.md says why no other lease is needed.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from nurseries.postgres.statement import Statement
 
 LOCK_KEY: Final = 0x6E75727365727665  # "nurserve"; advisory locks are numbered
 CHECK_SECONDS: Final = 5.0
+ANSWER_SECONDS: Final = 10.0
+"""How long the database may be silent: then the line is dead, though neither side has said so."""
+
 TAKE_SECONDS: Final = 15.0
 """How long the lock may be another's: that of a killed server goes when the database notices its end."""
 
@@ -79,6 +83,7 @@ async def _until_lost(connection: Connection) -> None:
     while True:
         await trio.sleep(CHECK_SECONDS)
         try:
-            await connection.run([Statement("SELECT 1")])
-        except Unavailable:
+            with trio.fail_after(ANSWER_SECONDS):
+                await connection.run([Statement("SELECT 1")])
+        except (Unavailable, trio.TooSlowError):
             return

@@ -1,5 +1,6 @@
 """What the documentation shows is true: links lead somewhere, listings run."""
 
+import ast
 import os
 import re
 import subprocess
@@ -18,6 +19,31 @@ def test_links_lead_to_files(page):
     for link in re.findall(r"\]\(([^)#\s]+)", page.read_text()):
         if "://" not in link:
             assert (page.parent / link).exists(), link
+
+
+NAMED = re.compile(r"`(tests/[\w/]+\.py)::(\w+)")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_tests_that_a_page_names_exist(page):
+    """A function of that name, in that file."""
+    for path, name in NAMED.findall(page.read_text()):
+        tree = ast.parse((ROOT / path).read_text())
+        functions = {
+            node.name for node in tree.body if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+        }
+        assert name in functions, f"{path}::{name}"
+        assert name.startswith("test_")
+
+
+def test_no_hazard_is_without_a_test():
+    """Every numbered row, and every row without a number, names one."""
+    rows = [line for line in (ROOT / "docs" / "hazards.md").read_text().splitlines() if line.startswith("| ")]
+    rows = [row for row in rows if not re.match(r"\| (---|#|hazard)", row)]
+    numbers = [int(found[1]) for row in rows if (found := re.match(r"\| (\d+) \|", row))]
+    assert numbers == list(range(1, 51))
+    assert len(rows) == 17 + 50
+    assert all(NAMED.search(row) for row in rows)
 
 
 def test_paths_in_the_readme_exist():

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 
 # From the top to the bottom. A module may import from its own layer and from those after it.
 LAYERS = ["app.main", "app.web", "app.chat", "app.engine", "app.tools", "app.store", "app.wire"]
-ABOVE = {"app.cli", "app.__main__", "app.main", "app.janitor"}
+ABOVE = {"app.cli", "app.__main__", "app.main", "app.agents", "app.janitor"}
 BELOW = {"app.errors", "app.logs", "app.settings"}
 WIRE_MAY_IMPORT = {"__future__", "datetime", "typing", "json", "attrs", "msgspec", "app"}
 
@@ -72,3 +72,11 @@ def test_wire_is_sans_io(path):
 def test_nothing_in_the_product_uses_asyncio(path):
     """Trio is the only event loop."""
     assert not {name for name in imports(path) if name.split(".")[0] in {"asyncio", "anyio"}}
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_of)
+def test_the_product_does_not_rest_on_tools_for_tests(path):
+    """What is there for tests may use the product, never the other way round."""
+    if "testing" not in module_of(path).split(".")[:2]:
+        found = {name for name in imports(path) if name.startswith(("nurseries.testing", "app.testing"))}
+        assert not found, f"{module_of(path)} imports {found}"

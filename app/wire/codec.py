@@ -147,7 +147,7 @@ def _check_text(value: Any, path: str) -> None:
             _check_text(item, f"{path}[{index}]")
 
 
-FRAME_TYPES: Final = frozenset({"user_message", "subscribe", "cancel", "ping"})
+FRAME_TYPES: Final = frozenset({"user_message", "subscribe", "cancel", "approve", "deny", "ping"})
 
 
 def decode_frame(data: bytes | str) -> AnyClientFrame:

@@ -43,11 +43,27 @@ class Cancel(ClientFrame, frozen=True, tag="cancel"):
     run_id: str
 
 
+class Approve(ClientFrame, frozen=True, tag="approve"):
+    """Let a tool call be made that waits for it. `run_id` is that of the event which asked."""
+
+    run_id: str
+    call_id: str
+    note: str | None = None
+
+
+class Deny(ClientFrame, frozen=True, tag="deny"):
+    """Refuse a tool call that waits for it. The model is told the note."""
+
+    run_id: str
+    call_id: str
+    note: str | None = None
+
+
 class Ping(ClientFrame, frozen=True, tag="ping"):
     """Ask for a pong: for clients that cannot see the protocol's own pings."""
 
 
-AnyClientFrame = UserMessage | Subscribe | Cancel | Ping
+AnyClientFrame = UserMessage | Subscribe | Cancel | Approve | Deny | Ping
 
 
 class ServerFrame(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type"):

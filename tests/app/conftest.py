@@ -1,7 +1,7 @@
 """What tests stand on: a kernel to make requests in, and the account service, over a real database."""
 
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 
@@ -9,11 +9,11 @@ import attrs
 import psycopg
 import pytest
 
-from app.accounts.audit import SecurityEvent
 from app.accounts.identity import Identity
 from app.accounts.service import AccountService
 from app.accounts.settings import AccountSettings, HashCost
 from app.accounts.tokens import TokenPair
+from app.audit.event import LOGGED, SecurityEvent
 from nurseries.budgets import Budget, BudgetLimits
 from nurseries.context import UserContext
 from nurseries.events import MemoryLog, Streams
@@ -21,6 +21,7 @@ from nurseries.ids import new_id
 from nurseries.postgres.pool import Pool, PoolLimits, open_pool
 from nurseries.postgres.scoped import Database
 from nurseries.request import Kernel, Request, open_request
+from tests.fixtures.aimock import Aimock, fresh, running_aimock
 
 PASSWORD = "correct horse battery"
 ADDRESS = "192.0.2.1"
@@ -143,6 +144,11 @@ class Accounts:
         pair = await self.login(email, registered=registered)
         return await self.service.authenticate_bearer(pair.access_token)
 
+    @property
+    def alarms(self) -> list[SecurityEvent]:
+        """The security events that an honest client does not cause."""
+        return [event for event in self.audited if event.kind in LOGGED]
+
     def value(self, sql: str, *params: object) -> object:
         """Return what one SELECT of one value gives."""
         return self.owner.execute(sql, params or None).fetchone()[0]
@@ -166,3 +172,17 @@ async def accounts(database) -> AsyncIterator[Accounts]:
                 )
 
             yield Accounts(make(), clock, audited, owner, pool, make)
+
+
+@pytest.fixture(scope="session")
+def aimock_url(tmp_path_factory) -> Iterator[str]:
+    """One server of models for the whole run."""
+    with running_aimock(tmp_path_factory.mktemp("aimock")) as url:
+        yield url
+
+
+@pytest.fixture
+async def aimock(aimock_url) -> AsyncIterator[Aimock]:
+    """That server, without any memory of earlier tests."""
+    async with fresh(aimock_url) as aimock:
+        yield aimock

@@ -7,6 +7,7 @@ from structlog.testing import capture_logs
 
 from app.tenancy import LOCK_KEY, Tenancy
 from nurseries.errors import StartupFailed
+from tests.fixtures.postgres_proxy import proxied
 
 HOLDER = """SELECT pid FROM pg_locks
     WHERE locktype = 'advisory' AND granted AND database = (SELECT oid FROM pg_database WHERE datname = %s)"""
@@ -69,3 +70,22 @@ async def test_database_away(cluster, database, owner, monkeypatch):
             await holder(cluster.admin, name, besides=first)
             nursery.cancel_scope.cancel()
     assert len(lines) == 1
+
+
+async def test_a_line_that_has_gone_dead(cluster, database, owner, monkeypatch):
+    """A database that says nothing any more is one that is lost: the lock is given up, and taken again by a line that works."""
+    monkeypatch.setattr("app.tenancy.ANSWER_SECONDS", 0.05)
+    monkeypatch.setattr("app.tenancy.RETRY_SECONDS", 0.001)
+    monkeypatch.setattr("app.tenancy.CHECK_SECONDS", 0)
+    with capture_logs() as lines:
+        async with proxied(database.journal) as (proxy, conninfo), trio.open_nursery() as nursery:
+            proxy.silent_after = b"SELECT 1"
+            await nursery.start(Tenancy(conninfo).run)
+            first = await holder(cluster.admin, owner.info.dbname)
+            with trio.fail_after(30):
+                while not lines:
+                    await trio.lowlevel.checkpoint()
+            proxy.silent_after = None
+            await holder(cluster.admin, owner.info.dbname, besides=first)
+            nursery.cancel_scope.cancel()
+    assert lines[0]["event"].startswith("the connection that holds the database's lock was lost")
