@@ -11,8 +11,9 @@ from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
 
-from app.cli.client import Api, ClientError, Unreachable, leaves, open_api
+from app.cli.client import Api, open_api
 from app.cli.credentials import administrator
+from app.cli.failures import ClientError, Unreachable, leaves
 
 FOUND: Final = 1
 CUT_SHORT: Final = 2

@@ -14,8 +14,9 @@ import trio
 from cyclopts import Parameter, validators
 from rich.console import Console
 
-from app.cli.client import Api, ClientError, leaves, open_api
+from app.cli.client import Api, open_api
 from app.cli.connection import open_connection
+from app.cli.failures import ClientError, leaves
 from app.cli.load import Order, Seat, Tally
 from app.cli.observer import look
 from app.cli.report import Greed, Report, ServerUse, make_report, print_report
@@ -179,7 +180,7 @@ async def open_seats(plan: Plan, accounts: list[Account], console: Console) -> A
 
 
 async def _sit(plan: Plan, account: Account, *, task_status: trio.TaskStatus[Seat]) -> None:
-    async with open_connection(plan.url, account.token) as connection:
+    async with open_connection(plan.url, account.token, patience=PATIENCE_SECONDS) as connection:
         seat = Seat(connection, account.user_id, account.threads, plan.order, Tally())
         task_status.started(seat)
         await seat.read()

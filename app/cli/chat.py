@@ -10,9 +10,10 @@ from typing import Annotated, Final
 import trio
 from cyclopts import Parameter
 
-from app.cli.client import ClientError, leaves, open_api
+from app.cli.client import open_api
 from app.cli.conversation import INTERRUPTED, Conversation
 from app.cli.credentials import authenticate, sign_in
+from app.cli.failures import ClientError, leaves
 from app.cli.link import Link
 from app.cli.terminal import Lines, Terminal
 

@@ -1,12 +1,11 @@
-"""The protocol's HTTP side as a client sees it, and the errors that a client can meet."""
+"""The protocol's HTTP side as a client sees it."""
 
 from __future__ import annotations
 
-import random
 import ssl
 import time
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import urlsplit
 
 import attrs
@@ -14,8 +13,10 @@ import httpx
 import msgspec
 import trio
 
+from app.cli.failures import Unreachable, admitted, refusal
+
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator
 
     from trio.abc import Stream
 
@@ -27,66 +28,7 @@ EARLY_SECONDS: Final = 30.0
 
 SOCKET_PATH: Final = "/v1/ws"
 
-ABNORMAL: Final = 1006
-"""The close code that stands for a connection which ended without one (RFC 6455, 7.1.5)."""
-
 T = TypeVar("T")
-
-
-# -- errors ------------------------------------------------------------------------------------------
-
-
-class ClientError(Exception):
-    """Something that stops a client; `exit_code` is what its process ends with."""
-
-    exit_code: ClassVar[int] = 1
-
-
-class Closed(ClientError):
-    """The socket is closed; `code` is the peer's, or `ABNORMAL`."""
-
-    exit_code = 4
-
-    def __init__(self, code: int, reason: str = "") -> None:
-        super().__init__(f"the socket was closed with {code}{f' ({reason})' if reason else ''}")
-        self.code = code
-
-
-class Unreachable(ClientError):
-    """The server could not be reached, or what answered does not speak the protocol."""
-
-    exit_code = 4
-
-
-class Refused(ClientError):
-    """The server answered, and the answer is no.
-
-    Attributes:
-        status: of HTTP.
-        code: the stable code of the problem document, empty where there was none.
-        retry_after: seconds, where the server named them.
-    """
-
-    def __init__(self, status: int, code: str, message: str, retry_after: float | None = None) -> None:
-        super().__init__(message)
-        self.status = status
-        self.code = code
-        self.retry_after = retry_after
-
-
-class NotAuthenticated(ClientError):
-    """There is no way to log in with what is at hand."""
-
-    exit_code = 3
-
-
-def leaves(group: BaseExceptionGroup[ClientError]) -> Iterator[ClientError]:
-    """Return the errors of a group, however deep they lie."""
-    for error in group.exceptions:
-        if isinstance(error, BaseExceptionGroup):
-            yield from leaves(error)
-        else:
-            yield error
 
 
 # -- values ------------------------------------------------------------------------------------------
@@ -170,11 +112,14 @@ class Api:
 
     A 429 or 503 is tried again after the server's `Retry-After`, as long as `patience` seconds of
     waiting are left for that call.
+
+    Attributes:
+        patience: as above.
     """
 
     def __init__(self, http: httpx.AsyncClient, *, patience: float) -> None:
         self._http = http
-        self._patience = patience
+        self.patience = patience
 
     async def register(self, email: str, password: str) -> str:
         """Make an account and return its user id."""
@@ -253,20 +198,17 @@ class Api:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         if key is not None:
             headers["Idempotency-Key"] = key
-        give_up = trio.current_time() + self._patience
-        while True:
+
+        async def attempt() -> httpx.Response:
             try:
                 answer = await self._http.request(method, path, json=body, headers=headers)
             except httpx.HTTPError as exc:
                 raise Unreachable(f"cannot reach {self._http.base_url}: {exc or type(exc).__name__}") from exc
-            if answer.is_success:
-                return answer
-            refusal = _refusal(answer)
-            # Many who were told the same second must not come back in the same instant.
-            wait = (refusal.retry_after or 1.0) * random.uniform(1.0, 1.25)  # noqa: S311  jitter is no secret
-            if answer.status_code not in {429, 503} or trio.current_time() + wait > give_up:
-                raise refusal
-            await trio.sleep(wait)
+            if not answer.is_success:
+                raise refusal(answer.status_code, answer.content, answer.headers.get("Retry-After"))
+            return answer
+
+        return await admitted(attempt, patience=self.patience)
 
 
 @asynccontextmanager
@@ -312,22 +254,3 @@ def _read(answer: httpx.Response, shape: type[T]) -> T:
         return msgspec.json.decode(answer.content, type=shape)
     except msgspec.MsgspecError as exc:
         raise Unreachable(f"{answer.request.url}: an answer that is not of this protocol ({exc})") from exc
-
-
-def _refusal(answer: httpx.Response) -> Refused:
-    return refusal(answer.status_code, answer.content, answer.headers.get("Retry-After"))
-
-
-def refusal(status: int, body: bytes, retry_after: str | None) -> Refused:
-    """Make the error of a refusal, from its problem document (RFC 9457) where there is one."""
-    try:
-        document = msgspec.json.decode(body, type=dict[str, Any])
-    except msgspec.MsgspecError:
-        document = {}
-    code = str(document.get("code") or document.get("error") or "")
-    words = document.get("detail") or document.get("title") or code or "no reason given"
-    try:
-        seconds = float(retry_after) if retry_after else None
-    except ValueError:  # the date form: nobody here sends it
-        seconds = None
-    return Refused(status, code, f"{words} (HTTP {status})", seconds)

@@ -9,6 +9,7 @@ first, and puts two messages into one when a send is cancelled.
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -20,7 +21,8 @@ from websockets.protocol import State
 from websockets.typing import Subprotocol
 from websockets.uri import parse_uri
 
-from app.cli.client import ABNORMAL, SOCKET_PATH, Closed, Unreachable, open_stream, refusal
+from app.cli.client import SOCKET_PATH, open_stream
+from app.cli.failures import ABNORMAL, Closed, Unreachable, admitted, refusal
 from nurseries.cleanup import cleanup_scope
 
 if TYPE_CHECKING:
@@ -146,16 +148,31 @@ class Connection:
 
 
 @asynccontextmanager
-async def open_connection(url: str, token: str) -> AsyncIterator[Connection]:
+async def open_connection(url: str, token: str, *, patience: float = 0.0) -> AsyncIterator[Connection]:
     """Open a socket at the server `url` (`http://host:port`) as the user whose access token this is.
+
+    Args:
+        url: of the server.
+        token: an access token.
+        patience: seconds that may be spent waiting where the server says that it has no room now.
 
     Raises:
         Refused: the handshake was answered, with something else than an upgrade.
         Unreachable: it was not answered in time.
     """
+    stream, connection = await admitted(partial(_connect, url, token), patience=patience)
+    async with stream:
+        try:
+            yield connection
+        finally:
+            with cleanup_scope(GOODBYE_SECONDS):
+                await connection.say_goodbye()
+
+
+async def _connect(url: str, token: str) -> tuple[trio.abc.Stream, Connection]:
     uri = parse_uri("ws" + url.removeprefix("http").rstrip("/") + SOCKET_PATH)
     protocol = ClientProtocol(uri, subprotocols=[Subprotocol(SUBPROTOCOL)])
-    with trio.move_on_after(CONNECT_SECONDS) as scope:
+    with trio.move_on_after(CONNECT_SECONDS):
         stream = await open_stream(url)
         connection = Connection(stream, protocol)
         try:
@@ -163,11 +180,5 @@ async def open_connection(url: str, token: str) -> AsyncIterator[Connection]:
         except BaseException:
             await trio.aclose_forcefully(stream)
             raise
-    if scope.cancelled_caught:
-        raise Unreachable(f"{url} did not answer a handshake in {CONNECT_SECONDS:.0f} s")
-    async with stream:
-        try:
-            yield connection
-        finally:
-            with cleanup_scope(GOODBYE_SECONDS):
-                await connection.say_goodbye()
+        return stream, connection
+    raise Unreachable(f"{url} did not answer a handshake in {CONNECT_SECONDS:.0f} s")

@@ -9,11 +9,12 @@ import attrs
 import trio
 
 from app.cli.approvals import Questions
-from app.cli.client import Api, Refused, Thread
+from app.cli.failures import Refused
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from app.cli.client import Api, Thread
     from app.cli.credentials import Credentials
     from app.cli.frames import Frame
     from app.cli.link import Link

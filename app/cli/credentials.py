@@ -14,7 +14,8 @@ import attrs
 import msgspec
 import trio
 
-from app.cli.client import Api, NotAuthenticated, Refused, Tokens
+from app.cli.client import Api, Tokens
+from app.cli.failures import NotAuthenticated, Refused
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable

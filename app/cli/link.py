@@ -10,8 +10,8 @@ import attrs
 import msgspec
 import trio
 
-from app.cli.client import ABNORMAL, ClientError, Closed, Refused, Unreachable
 from app.cli.connection import Connection, open_connection
+from app.cli.failures import ABNORMAL, NOT_NOW, ClientError, Closed, Refused, Unreachable
 from app.cli.frames import Cursor, Frame, decode
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ class Link:
                 ended = lost
             if isinstance(ended, Closed) and ended.code in FINAL_CODES:
                 raise ended
-            if isinstance(ended, Refused) and ended.status not in {401, 429, 503}:
+            if isinstance(ended, Refused) and ended.status not in NOT_NOW | {401}:
                 raise ended
             if (isinstance(ended, Closed) and ended.code == 4401) or (
                 isinstance(ended, Refused) and ended.status == 401

@@ -12,7 +12,7 @@ import attrs
 import msgspec
 import trio
 
-from app.cli.client import Closed
+from app.cli.failures import Closed
 from app.cli.frames import Cursor, Frame, checksum, decode
 
 if TYPE_CHECKING:

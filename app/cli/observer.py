@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import attrs
 
-from app.cli.client import Refused
+from app.cli.failures import Refused
 
 if TYPE_CHECKING:
     from app.cli.client import Api

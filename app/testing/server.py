@@ -13,6 +13,7 @@ from app.accounts.settings import AccountSettings, HashCost
 from app.main import serve
 from app.settings import Settings
 from app.testing.people import User, open_socket, signed_up
+from nurseries.serving import ServingLimits
 from nurseries.testing.isolation import listing
 
 if TYPE_CHECKING:
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
 
 CHEAP: Final = AccountSettings(hash_cost=HashCost(memory_kib=8, passes=1))
 """Passwords of people who are not there need no protection."""
+
+
+UNHURRIED: Final = ServingLimits(requests_per_second=1e6, request_burst=10**6)
+"""A test may ask as fast as it can, from one address for all of its users."""
 
 
 @attrs.frozen
@@ -73,7 +78,14 @@ async def running(owner: str, **settings: Any) -> AsyncIterator[RunningServer]:
         urls.extend(bound)
         listening.set()
 
-    defaults = {"port": 0, "database_url": owner, "load_agent": True, "accounts": CHEAP, "drain_seconds": 0}
+    defaults = {
+        "port": 0,
+        "database_url": owner,
+        "load_agent": True,
+        "accounts": CHEAP,
+        "serving": UNHURRIED,
+        "drain_seconds": 0,
+    }
     start = partial(serve, Settings(**{**defaults, **settings}), ready, look=looked.append)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(start)

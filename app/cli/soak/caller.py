@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from app.cli.client import Refused
+from app.cli.connection import open_connection
+from app.cli.failures import Refused
 from app.cli.soak.source import open_source
 from app.cli.soak.tap import Tap
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from app.cli.client import Api
+    from app.cli.connection import Connection
     from app.cli.credentials import Credentials
     from app.cli.soak.source import Source
     from app.cli.soak.tap import Witness
@@ -71,6 +73,13 @@ class Caller:
         return self._witness.marks.add(self._witness.user_id, made["thread_id"])
 
     @asynccontextmanager
+    async def socket(self) -> AsyncIterator[Connection]:
+        """Open a socket."""
+        token = await self._credentials.token()
+        async with open_connection(self._url, token, patience=self._api.patience) as connection:
+            yield connection
+
+    @asynccontextmanager
     async def events(
         self, method: str, path: str, thread_id: str, after: int, body: dict[str, Any] | None = None
     ) -> AsyncIterator[Source]:
@@ -78,5 +87,7 @@ class Caller:
         tap = Tap(self._witness)
         tap.expect(thread_id, after)
         token = await self._credentials.token()
-        async with open_source(method, self._url, path, body, token=token, tap=tap) as source:
+        async with open_source(
+            method, self._url, path, body, token=token, tap=tap, patience=self._api.patience
+        ) as source:
             yield source

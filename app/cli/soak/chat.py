@@ -12,9 +12,9 @@ from app.cli.link import Link
 from app.cli.soak.tap import Tap
 
 if TYPE_CHECKING:
-    from app.cli.client import ClientError
     from app.cli.connection import Connection
     from app.cli.credentials import Credentials
+    from app.cli.failures import ClientError
     from app.cli.frames import Frame
     from app.cli.soak.tap import Witness
 

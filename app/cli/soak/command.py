@@ -15,8 +15,9 @@ from cyclopts import Parameter, validators
 from rich.console import Console
 
 from app.cli.bench import Count, Meter, for_all
-from app.cli.client import ClientError, leaves, open_api
+from app.cli.client import open_api
 from app.cli.credentials import administrator
+from app.cli.failures import ClientError, leaves
 from app.cli.load import Tally
 from app.cli.soak.marks import Marks
 from app.cli.soak.report import SoakReport, make_report, print_report

@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import trio
 
-from app.cli.client import Unreachable
+from app.cli.failures import Unreachable
 from app.cli.soak.caller import Unexpected
 from app.cli.soak.socket_life import load_order
 

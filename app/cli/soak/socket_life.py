@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 import trio
 
-from app.cli.client import Closed
-from app.cli.connection import open_connection
+from app.cli.failures import Closed
 from app.cli.frames import Frame, decode
 from app.cli.load import Order
 from app.cli.soak.caller import Unexpected
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from app.cli.connection import Connection
-    from app.cli.credentials import Credentials
     from app.cli.soak.caller import Caller
     from app.cli.soak.chat import Asked, Chat
     from app.cli.soak.tap import Witness
@@ -55,17 +53,9 @@ BROKEN: Final = (
 class SocketLife:
     """One user's ways with sockets. Every method is one thing that they do, from beginning to end."""
 
-    def __init__(  # noqa: PLR0913  # who, where, with what
-        self,
-        url: str,
-        credentials: Credentials,
-        chat: Chat,
-        caller: Caller,
-        witness: Witness,
-        foreign_thread: Callable[[], str],
+    def __init__(
+        self, chat: Chat, caller: Caller, witness: Witness, foreign_thread: Callable[[], str]
     ) -> None:
-        self._url = url
-        self._credentials = credentials
         self._chat = chat
         self._caller = caller
         self._witness = witness
@@ -121,7 +111,7 @@ class SocketLife:
         """Leave a socket unread while much comes, then read it slowly; resume if it was closed meanwhile."""
         thread = await self._caller.thread()
         closed: Closed | None = None
-        async with open_connection(self._url, await self._credentials.token()) as connection:
+        async with self._caller.socket() as connection:
             tap = Tap(self._witness)
             tap.expect(thread, 0)
             order = msgspec.json.encode(HEAVY).decode()
@@ -139,7 +129,7 @@ class SocketLife:
     async def break_frames(self) -> None:
         """Send what nobody should: each is refused with its code, and the socket lives; too big ends it."""
         ids = {b"thread": self._chat.link.thread_id.encode(), b"foreign": self._foreign_thread().encode()}
-        async with open_connection(self._url, await self._credentials.token()) as connection:
+        async with self._caller.socket() as connection:
             tap = Tap(self._witness)
             for frame, code in BROKEN:
                 await connection.send(frame % ids if b"%(" in frame else frame)
@@ -160,7 +150,7 @@ class SocketLife:
     async def _resume(self, thread: str, after: int, last_seq: int, closed: Closed) -> None:
         if closed.code not in DROPPED:
             raise closed
-        async with open_connection(self._url, await self._credentials.token()) as connection:
+        async with self._caller.socket() as connection:
             tap = Tap(self._witness)
             await connection.send(
                 msgspec.json.encode({"type": "subscribe", "thread_id": thread, "after": after})

@@ -10,7 +10,8 @@ import h11
 import msgspec
 import trio
 
-from app.cli.client import Unreachable, open_stream, refusal
+from app.cli.client import open_stream
+from app.cli.failures import Unreachable, admitted, refusal
 from app.cli.frames import Frame, decode
 
 if TYPE_CHECKING:
@@ -90,20 +91,39 @@ class Source:
 
 @asynccontextmanager
 async def open_source(  # noqa: PLR0913  # a request, and who reads its answer
-    method: str, url: str, path: str, body: dict[str, Any] | None, *, token: str, tap: Tap
+    method: str,
+    url: str,
+    path: str,
+    body: dict[str, Any] | None,
+    *,
+    token: str,
+    tap: Tap,
+    patience: float,
 ) -> AsyncIterator[Source]:
     """Ask for server-sent events; leaving the block is leaving the server without a word.
+
+    Waits up to `patience` seconds where the server says that it has no room now.
 
     Raises:
         Refused: the answer is a refusal.
         Unreachable: there was none, or it broke off.
     """
-    stream = await open_stream(url)
+
+    async def ask() -> tuple[trio.abc.Stream, Source]:
+        stream = await open_stream(url)
+        try:
+            source = Source(stream, tap)
+            await source.ask(method, url, path, body, token)
+        except BaseException:
+            await trio.aclose_forcefully(stream)
+            raise
+        return stream, source
+
     try:
-        source = Source(stream, tap)
-        await source.ask(method, url, path, body, token)
-        yield source
+        stream, source = await admitted(ask, patience=patience)
+        try:
+            yield source
+        finally:
+            await trio.aclose_forcefully(stream)
     except (trio.BrokenResourceError, h11.RemoteProtocolError) as error:
         raise Unreachable(f"{url}: {error or type(error).__name__}") from error
-    finally:
-        await trio.aclose_forcefully(stream)

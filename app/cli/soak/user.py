@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Final
 import attrs
 import trio
 
-from app.cli.client import ClientError, Closed, Refused
 from app.cli.credentials import Credentials, TokenCache
+from app.cli.failures import ClientError, Closed, Refused
 from app.cli.soak.caller import Caller, Unexpected
 from app.cli.soak.chat import Chat, TappedLink
 from app.cli.soak.http_life import HttpLife
@@ -97,7 +97,7 @@ class SoakUser:
         http = HttpLife(
             self._api, self._credentials, caller, self.witness, await caller.thread(), foreign_thread
         )
-        sockets = SocketLife(self._url, self._credentials, self._chat, caller, self.witness, foreign_thread)
+        sockets = SocketLife(self._chat, caller, self.witness, foreign_thread)
         self._caller = caller
         self._lives = [
             Life(_over_sockets(sockets), self.witness, done),

@@ -1,6 +1,7 @@
 import pytest
 
-from app.cli.client import Refused, Unreachable, open_api, refusal
+from app.cli.client import open_api
+from app.cli.failures import Refused, Unreachable, refusal
 
 
 async def test_a_call_that_is_told_to_come_back_comes_back(server, api):

@@ -1,7 +1,7 @@
 import pytest
 
-from app.cli.client import NotAuthenticated
 from app.cli.credentials import Credentials, cache_path
+from app.cli.failures import NotAuthenticated
 from tests.app.cli.scripted_server import EMAIL, PASSWORD
 
 REFRESH = ("POST", "/v1/auth/refresh")

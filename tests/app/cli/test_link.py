@@ -2,8 +2,8 @@ import pytest
 import trio
 import trio.testing
 
-from app.cli.client import Closed, Unreachable
 from app.cli.connection import open_connection
+from app.cli.failures import Closed, Refused, Unreachable
 from tests.app.cli.heard import Heard
 
 WHOLE_RUN = 9  # events of a run of the scripted server that echoes "hi"
@@ -244,3 +244,16 @@ async def test_a_cancelled_send_closes_the_socket(server, credentials):
             sending.cancel_scope.cancel()
         with pytest.raises(Closed):
             await connection.send(b"{}")
+
+
+async def test_a_handshake_that_is_told_to_come_back_comes_back(server, credentials):
+    """429 and 503 are tried again after their Retry-After, as far as patience goes."""
+    token = await credentials.token()
+    server.refusals = [(429, {"Retry-After": "0.001"}), (503, {"Retry-After": "0.001"})]
+    async with open_connection(server.url, token, patience=10):
+        assert server.refusals == []
+    server.refusals = [(503, {"Retry-After": "3600"}), (503, {})]
+    with pytest.raises(Refused) as caught:
+        await open_connection(server.url, token, patience=10).__aenter__()
+    assert (caught.value.status, caught.value.retry_after) == (503, 3600.0)
+    assert len(server.refusals) == 1
