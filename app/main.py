@@ -21,7 +21,6 @@ from app.accounts.service import AccountService
 from app.audit.event import finding, misdelivery
 from app.audit.refusals import Refusals
 from app.audit.trail import TRAIL_LIMITS, Trail
-from app.chat.bounds import RunBounds
 from app.chat.dispatch import Dispatch
 from app.chat.journal import Journal
 from app.chat.runs import Runs
@@ -205,17 +204,7 @@ async def _serve(  # noqa: PLR0913  # called once
         kernel,
         journal,
         catalog,
-        RunBounds(
-            message_characters=settings.runs.message_characters,
-            queued_per_thread=settings.runs.queued_per_thread,
-            running=settings.runs.running,
-            running_per_user=settings.runs.running_per_user,
-            asking=settings.runs.asking,
-            asking_per_user=settings.runs.asking_per_user,
-            seconds=settings.runs.seconds,
-            approval_seconds=settings.runs.approval_seconds,
-            resumes=settings.runs.resumes,
-        ),
+        settings.runs,
         on_failure=refusals.failed,
     )
     endpoint = SocketEndpoint(

@@ -13,8 +13,8 @@ from app.wire.codec import encode_json
 from nurseries.errors import Conflict
 
 if TYPE_CHECKING:
-    from app.chat.bounds import RunBounds
     from app.chat.run import Ask, Run
+    from app.chat.settings import RunSettings
     from app.chat.threads import ThreadRuns
     from nurseries.postgres.scoped import ScopedDatabase
 
@@ -47,7 +47,7 @@ class Accepted:
     after: int = 0
 
 
-def check(ask: Ask, bounds: RunBounds) -> None:
+def check(ask: Ask, settings: RunSettings) -> None:
     """Refuse what could not be accepted in any thread.
 
     Raises:
@@ -55,12 +55,12 @@ def check(ask: Ask, bounds: RunBounds) -> None:
     """
     if not ask.content.strip():
         raise InvalidField("content", "must not be empty")
-    if len(ask.content) > bounds.message_characters:
-        raise InvalidField("content", f"longer than {bounds.message_characters} characters")
+    if len(ask.content) > settings.message_characters:
+        raise InvalidField("content", f"longer than {settings.message_characters} characters")
     check_key(ask.key, "client_id")
 
 
-def admit(thread: ThreadRuns, ask: Ask, bounds: RunBounds) -> None:
+def admit(thread: ThreadRuns, ask: Ask, settings: RunSettings) -> None:
     """Refuse what the thread cannot take now.
 
     Raises:
@@ -71,8 +71,8 @@ def admit(thread: ThreadRuns, ask: Ask, bounds: RunBounds) -> None:
         raise NotFound("no such thread")
     if thread.busy and ask.on_conflict == "reject":
         raise ThreadBusy("a run is active in this thread")
-    if len(thread.queue) >= bounds.queued_per_thread:
-        raise RateLimited(f"{bounds.queued_per_thread} runs wait in this thread already")
+    if len(thread.queue) >= settings.queued_per_thread:
+        raise RateLimited(f"{settings.queued_per_thread} runs wait in this thread already")
 
 
 def row_of(run: Run, active: Run | None) -> store.NewRun:

@@ -20,10 +20,10 @@ from nurseries.request import Failure, describe, run_request
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from app.chat.bounds import RunBounds
     from app.chat.journal import Journal, ThreadLog
     from app.chat.place import RunPlaces
     from app.chat.run import Run
+    from app.chat.settings import RunSettings
     from app.engine.engine import Catalog
     from app.engine.request import Answer
     from nurseries.context import UserContext
@@ -52,7 +52,7 @@ class Executor:
         kernel: Kernel,
         journal: Journal,
         catalog: Catalog,
-        bounds: RunBounds,
+        settings: RunSettings,
         places: RunPlaces,
         on_wait: Callable[[], object],
         on_failure: OnFailure,
@@ -60,7 +60,7 @@ class Executor:
         self._kernel = kernel
         self._journal = journal
         self._catalog = catalog
-        self._bounds = bounds
+        self._settings = settings
         self._places = places
         self._on_wait = on_wait
         self._on_failure = on_failure
@@ -82,7 +82,7 @@ class Executor:
                 with place.scope:
                     result = await run_request(self._kernel, run.context, partial(self._work, run, log))
                 if place.scope.cancelled_caught:
-                    result = describe(RunTimeout(f"no end after {self._bounds.seconds:g} seconds"))
+                    result = describe(RunTimeout(f"no end after {self._settings.seconds:g} seconds"))
         except Exception as error:
             logger.exception("run broke", run_id=run.run_id)
             result = describe(error)
@@ -122,7 +122,7 @@ class Executor:
                 run=run,
                 journal=self._journal,
                 place=run.place,
-                approval_seconds=self._bounds.approval_seconds,
+                approval_seconds=self._settings.approval_seconds,
                 origin=origin_of(run),
                 past=past,
             ),

@@ -13,7 +13,7 @@ from nurseries.budgets import Budget, BudgetLimits
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from app.chat.bounds import RunBounds
+    from app.chat.settings import RunSettings
     from nurseries.budgets import Lease
 
 WAITING_RUNS: Final = 20_000
@@ -23,12 +23,12 @@ WAITING_RUNS_PER_USER: Final = 1_000
 class RunPlaces:
     """The places of all runs: some to run in, and some to wait in for a person."""
 
-    def __init__(self, bounds: RunBounds) -> None:
+    def __init__(self, settings: RunSettings) -> None:
         # Who starts more runs than these has them wait, however long: a run that waits has not failed.
         self.running = Budget(
             BudgetLimits(
-                total=bounds.running,
-                per_user=bounds.running_per_user,
+                total=settings.running,
+                per_user=settings.running_per_user,
                 wait_seconds=math.inf,
                 waiters=WAITING_RUNS,
                 waiters_per_user=WAITING_RUNS_PER_USER,
@@ -37,9 +37,9 @@ class RunPlaces:
         )
         # A run that waits still is a request: without a bound, open questions would take everybody's requests.
         self.asking = Budget(
-            BudgetLimits(total=bounds.asking, per_user=bounds.asking_per_user), name="asking runs"
+            BudgetLimits(total=settings.asking, per_user=settings.asking_per_user), name="asking runs"
         )
-        self.seconds = bounds.seconds
+        self.seconds = settings.seconds
 
 
 class Place:

@@ -116,7 +116,7 @@ def _reason(run: Unfinished, of_thread: Sequence[Unfinished], runs: Runs) -> str
         return None
     if not runs.resumable(run.agent):
         return LOST
-    return LOST_TOO_OFTEN if run.resumes >= runs.bounds.resumes else None
+    return LOST_TOO_OFTEN if run.resumes >= runs.settings.resumes else None
 
 
 def _in_order(of_thread: Iterable[Unfinished]) -> list[Unfinished]:

@@ -31,11 +31,11 @@ from nurseries.postgres.failures import QueryFailed
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from app.chat.bounds import RunBounds
     from app.chat.endings import Outlook
     from app.chat.execution import OnFailure
     from app.chat.journal import Journal
     from app.chat.run import Ask, Run
+    from app.chat.settings import RunSettings
     from app.chat.threads import ThreadRuns
     from app.engine.engine import Catalog
     from nurseries.request import Kernel, Request
@@ -51,13 +51,13 @@ class Runs:
         kernel: Kernel,
         journal: Journal,
         catalog: Catalog,
-        bounds: RunBounds,
+        settings: RunSettings,
         *,
         on_failure: OnFailure = lambda _context, _failure: None,
     ) -> None:
         self._journal = journal
         self._agents = catalog.agents
-        self.bounds = bounds
+        self.settings = settings
         self.threads = Threads(journal)
         self.endings = Endings()
         self._runs: dict[str, Run] = {}
@@ -65,8 +65,8 @@ class Runs:
         self._suspended: set[str] = set()
         self._ending: str | None = None
         self._changed = trio.lowlevel.ParkingLot()
-        places = RunPlaces(bounds)
-        self._executor = Executor(kernel, journal, catalog, bounds, places, self._has_changed, on_failure)
+        places = RunPlaces(settings)
+        self._executor = Executor(kernel, journal, catalog, settings, places, self._has_changed, on_failure)
 
     def __len__(self) -> int:
         return len(self._runs)
@@ -89,14 +89,14 @@ class Runs:
             NotFound: the user has no such thread.
             ThreadBusy, RateLimited: the thread's run is active, or its queue is full.
         """
-        check(ask, self.bounds)
+        check(ask, self.settings)
         self._agents.get(ask.agent)
         user_id = request.context.user_id
         with self.threads.entered(user_id, ask.thread_id) as thread:
             # One acceptance at a time in a thread, so that messages and runs have the same order.
             async with thread.accepting:
                 try:
-                    admit(thread, ask, self.bounds)
+                    admit(thread, ask, self.settings)
                 except (ThreadBusy, RateLimited):
                     repeated = await self._repeated(request, ask)
                     if repeated is None:

@@ -14,7 +14,6 @@ import attrs
 import psycopg
 import trio
 
-from app.chat.bounds import RunBounds
 from app.chat.calls import open_call
 from app.chat.run import Ask
 from app.chat.runs import Runs
@@ -112,12 +111,7 @@ async def open_house(database: Database, **settings: Any) -> AsyncIterator[House
             open_pools(chosen, store) as pools,
             trio.open_nursery() as services,
         ):
-            bounds = RunBounds(
-                running=chosen.runs.running,
-                running_per_user=chosen.runs.running_per_user,
-                seconds=chosen.runs.seconds,
-            )
-            runs = Runs(pools.kernel, pools.journal, make_catalog(chosen, models), bounds)
+            runs = Runs(pools.kernel, pools.journal, make_catalog(chosen, models), chosen.runs)
             await services.start(pools.journal.run)
             async with trio.open_nursery() as nursery:
                 yield House(pools, runs, nursery, admin)

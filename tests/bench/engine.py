@@ -27,11 +27,11 @@ import psycopg
 import trio
 
 from app.agents import Agent
-from app.chat.bounds import RunBounds
 from app.chat.calls import open_call
 from app.chat.journal import Journal
 from app.chat.run import Ask
 from app.chat.runs import Runs
+from app.chat.settings import RunSettings
 from app.engine.engine import Catalog, built_in_agents, built_in_tools, run_agent
 from app.engine.model import TextPiece, ToolCall, ToolTurn, Usage
 from app.engine.request import RunLimits
@@ -145,7 +145,7 @@ async def server(database):
         journal = Journal(Database(log, borrower="journal"), Streams())
         await services.start(journal.run)
         kernel = Kernel(pool, journal, Budget(BudgetLimits(total=1000, per_user=100)))
-        runs = Runs(kernel, journal, catalog(), RunBounds())
+        runs = Runs(kernel, journal, catalog(), RunSettings())
         async with trio.open_nursery() as owner:
 
             async def one(user_id, thread_id, content):

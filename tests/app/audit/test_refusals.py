@@ -7,11 +7,11 @@ import trio
 from app.audit.entry import Suspicion
 from app.audit.event import finding, misdelivery
 from app.audit.refusals import Caller, Refusals
-from app.chat.bounds import RunBounds
 from app.chat.calls import open_call
 from app.chat.journal import Journal
 from app.chat.run import Ask
 from app.chat.runs import Runs
+from app.chat.settings import RunSettings
 from app.engine.agent import Agent
 from app.engine.engine import Catalog, built_in_tools
 from app.engine.registry import AgentRegistry
@@ -162,7 +162,7 @@ async def test_a_run_that_finds_no_connection(told, house, database, nursery):
         journal = Journal(Database(pool, borrower="journal"), Streams())
         kernel = Kernel(house.pool, journal, Budget(BudgetLimits()))
         catalog = Catalog(agents=AgentRegistry([Starved]), tools=built_in_tools())
-        runs = Runs(kernel, journal, catalog, RunBounds(), on_failure=refusals.failed)
+        runs = Runs(kernel, journal, catalog, RunSettings(), on_failure=refusals.failed)
         await nursery.start(journal.run)
         async with trio.open_nursery() as owner, open_call(kernel, user, thread_id=thread) as call:
             ask = Ask(thread_id=thread, content="x", agent="starved")

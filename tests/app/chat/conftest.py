@@ -8,11 +8,11 @@ import pytest
 import trio
 
 from app.chat.acceptance import Accepted
-from app.chat.bounds import RunBounds
 from app.chat.calls import open_call
 from app.chat.journal import Journal
 from app.chat.run import Ask
 from app.chat.runs import Runs
+from app.chat.settings import RunSettings
 from app.engine.agent import Agent
 from app.engine.assistant import Assistant
 from app.engine.engine import Catalog, built_in_tools
@@ -114,7 +114,7 @@ async def chat(house, database, nursery) -> AsyncIterator[Chat]:
         journal = Journal(journal_database, streams)
         kernel = Kernel(house.pool, journal, Budget(BudgetLimits(total=200, per_user=100)))
         agents = AgentRegistry([Patient, Broken, Exiting, Echo, Assistant, Load])
-        runs = Runs(kernel, journal, Catalog(agents=agents, tools=built_in_tools()), RunBounds())
+        runs = Runs(kernel, journal, Catalog(agents=agents, tools=built_in_tools()), RunSettings())
         await nursery.start(journal.run)
         async with trio.open_nursery() as owner:  # inside the journal's, which the last events still need
             yield Chat(house, kernel, journal, journal_database, streams, runs, owner)

@@ -7,12 +7,12 @@ from contextlib import asynccontextmanager
 import attrs
 import trio
 
-from app.chat.bounds import RunBounds
 from app.chat.calls import open_call
 from app.chat.journal import Journal
 from app.chat.recovery import Recovered, recover_runs
 from app.chat.run import Ask
 from app.chat.runs import Runs
+from app.chat.settings import RunSettings
 from app.engine.agent import Agent
 from app.engine.engine import Catalog
 from app.engine.model import TextPiece, ToolTurn, Usage
@@ -140,7 +140,7 @@ async def living(
         streams = Streams()
         journal = Journal(mortal, streams)
         kernel = Kernel(house.pool, journal, Budget(BudgetLimits(total=500, per_user=100)))
-        runs = Runs(kernel, journal, catalog, bounds or RunBounds())
+        runs = Runs(kernel, journal, catalog, bounds or RunSettings())
         async with trio.open_nursery() as services:
             await services.start(journal.run)
             recovered = await recover_runs(runs, journal, mortal)

@@ -9,8 +9,8 @@ import trio
 
 import app.chat.journal
 from app.chat.approvals import AlreadyDecided, Approvals, Question
-from app.chat.bounds import RunBounds
 from app.chat.calls import open_call
+from app.chat.settings import RunSettings
 from app.engine.agent import Agent
 from app.engine.model import ToolCall
 from app.errors import InvalidField, NotFound
@@ -155,7 +155,7 @@ async def test_a_denied_call_is_never_made(begin, house, user, thread, payments)
 
 async def test_nobody_who_decides_is_a_refusal(begin, house, user, thread, payments):
     """After its time, by the wall clock, the question is closed and the call is not made."""
-    async with begin(bounds=RunBounds(approval_seconds=0.05)) as (life, _):
+    async with begin(bounds=RunSettings(approval_seconds=0.05)) as (life, _):
         accepted = await life.submit(user, thread)
         await accepted.run.done.wait()
         (question,) = await asked(life, user, thread)
@@ -171,7 +171,7 @@ async def test_nobody_who_decides_is_a_refusal(begin, house, user, thread, payme
 async def test_what_a_waiting_run_holds(begin, house, user, payments):
     """No connection, and no place among its user's running runs: others of that user run meanwhile."""
     threads = [house.thread(user) for _ in range(4)]
-    bounds = RunBounds(running_per_user=1, seconds=30)
+    bounds = RunSettings(running_per_user=1, seconds=30)
     async with begin(bounds=bounds) as (life, _):
         runs = []
         for thread in threads:
@@ -191,7 +191,7 @@ async def test_what_a_waiting_run_holds(begin, house, user, payments):
 async def test_places_to_wait_in_are_bounded(begin, house, user, payments):
     """Beyond them a run that waits keeps the place that it runs in, so that questions cannot take all requests."""
     threads = [house.thread(user) for _ in range(4)]
-    bounds = RunBounds(running_per_user=2, asking_per_user=1)
+    bounds = RunSettings(running_per_user=2, asking_per_user=1)
     async with begin(bounds=bounds) as (life, _):
         runs = [(await life.submit(user, thread)).run for thread in threads]
         first = {run.context.thread_id: run for run in runs[:3]}
@@ -211,7 +211,7 @@ async def test_places_to_wait_in_are_bounded(begin, house, user, payments):
 
 async def test_waiting_for_a_person_is_not_running(begin, user, thread, payments):
     """The time that a run may take stands still while it waits; then it goes on counting."""
-    async with begin(bounds=RunBounds(seconds=0.3)) as (life, _):
+    async with begin(bounds=RunSettings(seconds=0.3)) as (life, _):
         accepted = await life.submit(user, thread)
         (question,) = await asked(life, user, thread)
         await trio.sleep(0.5)  # longer than the run may run: the only way to see that nobody counts
@@ -386,7 +386,7 @@ def one_by_one(monkeypatch):
 @pytest.mark.parametrize("killed", [True, False])
 async def test_a_question_outlives_its_server(begin, house, user, thread, payments, killed):
     """Killed or told to stop: the next one asks nothing again, keeps the time of expiry, and takes the answer."""
-    bounds = RunBounds(running_per_user=1)
+    bounds = RunSettings(running_per_user=1)
     async with begin(bounds=bounds) as (life, _):
         accepted = await life.submit(user, thread)
         (question,) = await asked(life, user, thread)
@@ -432,7 +432,7 @@ async def test_a_question_is_answered_after_a_restart_however_much_runs(house, d
     model = StepModel([pay()], text("Done."))
     threads = [house.thread(user) for _ in range(10)]
     async with living(
-        house, database, model, tools=payments.tools, agents=agents, bounds=RunBounds(running_per_user=20)
+        house, database, model, tools=payments.tools, agents=agents, bounds=RunSettings(running_per_user=20)
     ) as life:
         for sleeping in threads[:-1]:
             await life.submit(user, sleeping, agent="sleeper")
@@ -441,7 +441,7 @@ async def test_a_question_is_answered_after_a_restart_however_much_runs(house, d
         (question,) = await asked(life, user, threads[-1])
         life.database.commits = 0
     async with living(
-        house, database, model, tools=payments.tools, agents=agents, bounds=RunBounds(running_per_user=1)
+        house, database, model, tools=payments.tools, agents=agents, bounds=RunSettings(running_per_user=1)
     ) as life:
         with trio.fail_after(20):
             await decide(life, user, question, "approve")

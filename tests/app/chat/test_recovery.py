@@ -8,8 +8,8 @@ import trio
 
 import app.chat.journal
 import app.chat.ledger
-from app.chat.bounds import RunBounds
 from app.chat.recovery import interrupt_orphans
+from app.chat.settings import RunSettings
 from app.engine.agent import Agent
 from app.engine.model import ToolCall
 from app.engine.request import RunLimits
@@ -140,7 +140,7 @@ async def test_a_run_killed_after_any_commit_comes_out_as_if_nothing_had_happene
 async def test_a_run_killed_again_and_again_gets_on(house, database, user, thread, one_by_one):
     """Every life adds a little; none repeats a call that had ended, and the answer is as it would have been."""
     expected, _ = await undisturbed(house, database, user)
-    doubler, lives, bounds = Doubler(), 0, RunBounds(resumes=100)
+    doubler, lives, bounds = Doubler(), 0, RunSettings(resumes=100)
     run_id = None
     while run_id is None or row(house, run_id)[0] in {"queued", "running"}:
         # Enough for what is said again and one new step: with less, a life could not get further than the last.
@@ -269,7 +269,7 @@ async def test_a_message_whose_run_never_began_is_announced(house, database, use
 
 async def test_a_run_that_is_the_end_of_every_server_is_given_up(house, database, user, thread):
     """After so many losses it ends as interrupted, and the next server is spared."""
-    bounds = RunBounds(resumes=2)
+    bounds = RunSettings(resumes=2)
     for life_number in range(4):
         async with living(house, database, StepModel([trio.sleep_forever]), bounds=bounds) as life:
             if life_number == 0:
@@ -316,7 +316,7 @@ async def test_a_state_is_as_large_as_the_last_step_and_goes_with_its_run(house,
         rows.append(kept(house))
 
     steps = [[look, double(number)] for number in range(30)]
-    bounds = RunBounds(running_per_user=20)
+    bounds = RunSettings(running_per_user=20)
     limits = RunLimits(steps=100)
     doubler = Doubler()
     async with living(
@@ -430,7 +430,7 @@ async def test_what_survives_is_left_to_the_next_server(house, database, user):
     """A resumable run and a queued one are suspended, a plain one is cancelled; neither counts as a loss."""
     threads = [house.thread(user) for _ in range(2)]
     agents = [worker(), worker(resumable=False, name="plain")]
-    bounds = RunBounds(resumes=0)
+    bounds = RunSettings(resumes=0)
     sleeping = StepModel([*text("so far "), trio.sleep_forever])
     async with living(house, database, sleeping, agents=agents, bounds=bounds) as life:
         sturdy = await life.submit(user, threads[0])
@@ -447,7 +447,7 @@ async def test_what_survives_is_left_to_the_next_server(house, database, user):
     assert row(house, plain.run_id)[:2] == ("cancelled", "so far ")
     assert read_log(house, threads[0]).of("run_suspended") == [{"reason": "shutdown"}]
     assert [row(house, run.run_id)[0] for run in (sturdy, waiting, late)] == ["running", "queued", "queued"]
-    bounds = RunBounds(resumes=1)
+    bounds = RunSettings(resumes=1)
     async with living(house, database, StepModel(text("fine")), agents=agents, bounds=bounds) as life:
         assert (life.recovered.taken_up, life.recovered.interrupted) == (3, 0)
         await life.runs.wait_idle()
@@ -459,7 +459,7 @@ async def test_what_survives_is_left_to_the_next_server(house, database, user):
 
 async def test_a_run_that_takes_too_long_fails(house, database, user, thread):
     """Its time is over: a code of its own, everything released, and what was said is kept."""
-    bounds = RunBounds(seconds=0.05)
+    bounds = RunSettings(seconds=0.05)
     async with living(
         house, database, StepModel([*text("so far "), trio.sleep_forever]), bounds=bounds
     ) as life:
