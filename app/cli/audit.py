@@ -13,11 +13,10 @@ from rich.table import Table
 
 from app.cli.client import Api, open_api
 from app.cli.credentials import administrator
-from app.cli.failures import ClientError, Unreachable, leaves
+from app.cli.failures import Unreachable, explained
 
 FOUND: Final = 1
 CUT_SHORT: Final = 2
-INTERRUPTED: Final = 130
 
 
 @attrs.frozen
@@ -73,8 +72,7 @@ async def audit_command(
         admin_token: An access token, instead of email and password.
         json: Print the report as the server sent it.
     """
-    code = 1
-    try:
+    with explained() as ending:
         async with open_api(url) as api:
             token = await administrator(api, url, email, password, admin_token)
             text, report = await ask(api, await token())
@@ -82,14 +80,8 @@ async def audit_command(
             sys.stdout.write(text.rstrip("\n") + "\n")
         else:
             print_report(report, Console())
-        code = report.exit_code
-    except* ClientError as group:
-        for error in leaves(group):
-            Console(stderr=True).print(str(error), style="red", markup=False)
-            code = error.exit_code
-    except* KeyboardInterrupt:
-        code = INTERRUPTED
-    return code
+        ending.status = report.exit_code
+    return ending.status
 
 
 async def ask(api: Api, token: str) -> tuple[str, Report]:

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from app.cli.client import Api, open_api
 from app.cli.connection import open_connection
-from app.cli.failures import ClientError, leaves
+from app.cli.failures import explained
 from app.cli.load import Order, Seat, Tally
 from app.cli.observer import look
 from app.cli.report import Greed, Report, ServerUse, make_report, print_report
@@ -91,24 +91,14 @@ async def bench_command(  # noqa: PLR0913  a command has as many parameters as f
     """
     order = Order(events, queries, delta_bytes, sleep_ms)
     plan = Plan(url, users, turns, pause, greedy, order)
-    console = Console(stderr=True)
-    report: Report | None = None
-    code = 1
-    try:
-        report = await measure(plan, admin_token, console)
-    except* ClientError as group:
-        for error in leaves(group):
-            console.print(str(error), style="red", markup=False)
-            code = error.exit_code
-    except* KeyboardInterrupt:
-        code = 130
-    if report is None:
-        return code
-    if json:
-        sys.stdout.write(dumps(attrs.asdict(report), indent=2) + "\n")
-    else:
-        print_report(report, Console())
-    return 0 if report.clean else 1
+    with explained() as ending:
+        report = await measure(plan, admin_token, Console(stderr=True))
+        if json:
+            sys.stdout.write(dumps(attrs.asdict(report), indent=2) + "\n")
+        else:
+            print_report(report, Console())
+        ending.status = 0 if report.clean else 1
+    return ending.status
 
 
 async def measure(plan: Plan, admin_token: str | None, console: Console) -> Report:

@@ -5,17 +5,23 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from typing import Annotated, Final
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Final
 
 import trio
 from cyclopts import Parameter
 
 from app.cli.client import open_api
-from app.cli.conversation import INTERRUPTED, Conversation
+from app.cli.conversation import Conversation
 from app.cli.credentials import authenticate, sign_in
-from app.cli.failures import ClientError, leaves
+from app.cli.failures import explained
 from app.cli.link import Link
 from app.cli.terminal import Lines, Terminal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from app.cli.failures import Exit
 
 PATIENCE_SECONDS: Final = 60.0
 """How long a pipe waits for a server that is away; a person decides that for themselves."""
@@ -60,8 +66,7 @@ async def chat_command(  # noqa: PLR0913  a command has as many parameters as fl
     """
     interactive = once is None and sys.stdin.isatty()
     terminal = Terminal(interactive=interactive, as_json=json)
-    code = 0
-    try:
+    with explained(terminal.error) as ending, unread_output(ending):
         async with open_api(url) as api:
             if signin is not None:
                 credentials = await sign_in(api, url, signin)
@@ -74,18 +79,19 @@ async def chat_command(  # noqa: PLR0913  a command has as many parameters as fl
             if interactive and not new:
                 await conversation.show_history()
             await _talk(conversation, link, once, interactive=interactive)
-            code = conversation.exit_code
-    except* ClientError as group:
-        for error in leaves(group):
-            terminal.error(str(error))
-            code = error.exit_code
-    except* KeyboardInterrupt:
-        code = INTERRUPTED
+            ending.status = conversation.exit_code
+    return ending.status
+
+
+@contextmanager
+def unread_output(ending: Exit) -> Iterator[None]:
+    """Let the command end as others do where nobody reads its output any more, such as `head` behind it."""
+    try:
+        yield
     except* BrokenPipeError:
         # Python flushes standard output at exit and would complain once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = BROKEN_PIPE
-    return code
+        ending.status = BROKEN_PIPE
 
 
 async def _talk(conversation: Conversation, link: Link, once: str | None, *, interactive: bool) -> None:

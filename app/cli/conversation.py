@@ -9,7 +9,7 @@ import attrs
 import trio
 
 from app.cli.approvals import Questions
-from app.cli.failures import Refused
+from app.cli.failures import INTERRUPTED, Refused
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from app.cli.frames import Frame
     from app.cli.link import Link
     from app.cli.terminal import Lines, Terminal
-
-INTERRUPTED: Final = 130
-"""The exit status of a program that was stopped with Ctrl-C (128 + SIGINT)."""
 
 RETRY_SECONDS: Final = (1.0, 2.0, 4.0, 8.0)
 """Waits before a message is sent again that the server could not take at the time."""

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import random
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
 
+import attrs
 import msgspec
 import trio
+from rich.console import Console
+
+from nurseries.groups import leaves
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -16,6 +21,9 @@ ABNORMAL: Final = 1006
 
 NOT_NOW: Final = frozenset({429, 503})
 """Refusals that name a time after which the same may be asked again."""
+
+INTERRUPTED: Final = 130
+"""The exit status of a program that was stopped with Ctrl-C (128 + SIGINT)."""
 
 T = TypeVar("T")
 
@@ -64,13 +72,31 @@ class NotAuthenticated(ClientError):
     exit_code = 3
 
 
-def leaves(group: BaseExceptionGroup[ClientError]) -> Iterator[ClientError]:
-    """Return the errors of a group, however deep they lie."""
-    for error in group.exceptions:
-        if isinstance(error, BaseExceptionGroup):
-            yield from leaves(error)
-        else:
-            yield error
+def error_line(text: str) -> None:
+    """Say on standard error what went wrong."""
+    Console(stderr=True).print(text, style="red", markup=False)
+
+
+@attrs.define
+class Exit:
+    """How a command ends: the `status` that its process exits with."""
+
+    status: int = 0
+
+
+@contextmanager
+def explained(show: Callable[[str], object] = error_line) -> Iterator[Exit]:
+    """Have the exit status of a command; what stops the body of the block sets it, and `show` is told why."""
+    ending = Exit()
+    try:
+        yield ending
+    except* ClientError as group:
+        for error in leaves(group):
+            assert isinstance(error, ClientError)
+            show(str(error))
+            ending.status = error.exit_code
+    except* KeyboardInterrupt:
+        ending.status = INTERRUPTED
 
 
 def refusal(status: int, body: bytes, retry_after: str | None) -> Refused:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
+from app.cli.failures import INTERRUPTED
 from app.logs import configure_logging
 from app.main import serve
 from app.sources import load_settings, unknown_variables
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from app.settings import Settings
 
 FAILED: Final = 1
-INTERRUPTED: Final = 130
-"""The exit status after a second signal (128 + SIGINT)."""
 
 logger = structlog.get_logger(__name__)
 

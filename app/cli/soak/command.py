@@ -17,7 +17,7 @@ from rich.console import Console
 from app.cli.bench import Count, Meter, for_all
 from app.cli.client import open_api
 from app.cli.credentials import administrator
-from app.cli.failures import ClientError, leaves
+from app.cli.failures import explained
 from app.cli.load import Tally
 from app.cli.soak.marks import Marks
 from app.cli.soak.report import SoakReport, make_report, print_report
@@ -34,8 +34,6 @@ PATIENCE_SECONDS: Final = 300.0
 
 STREAMS: Final = 3
 """Connections that a user may have over HTTP at once: a call, and streams that are being left."""
-
-INTERRUPTED: Final = 130
 
 
 @attrs.frozen
@@ -79,26 +77,16 @@ async def soak_command(  # noqa: PLR0913  a command has as many parameters as fl
         admin_token: An administrator's access token, instead of email and password, for less than a quarter of an hour.
         json: Print the report as JSON.
     """
-    console = Console(stderr=True)
-    report: SoakReport | None = None
-    code = 1
-    try:
+    with explained() as ending:
         async with open_api(url, patience=PATIENCE_SECONDS, connections=STREAMS * users + 10) as api:
             token = await administrator(api, url, email, password, admin_token)
-            report = await soak(Plan(url, users, minutes * 60, pause), api, token, console)
-    except* ClientError as group:
-        for error in leaves(group):
-            console.print(str(error), style="red", markup=False)
-            code = error.exit_code
-    except* KeyboardInterrupt:
-        code = INTERRUPTED
-    if report is None:
-        return code
-    if json:
-        sys.stdout.write(dumps({**attrs.asdict(report), "bad": report.bad}, indent=2) + "\n")
-    else:
-        print_report(report, Console())
-    return 1 if report.bad else 0
+            report = await soak(Plan(url, users, minutes * 60, pause), api, token, Console(stderr=True))
+        if json:
+            sys.stdout.write(dumps({**attrs.asdict(report), "bad": report.bad}, indent=2) + "\n")
+        else:
+            print_report(report, Console())
+        ending.status = 1 if report.bad else 0
+    return ending.status
 
 
 async def soak(plan: Plan, api: Api, token: Callable[[], Awaitable[str]], console: Console) -> SoakReport:
