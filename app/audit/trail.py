@@ -179,6 +179,7 @@ class Trail:
                 await self._write_out()
         finally:
             with cleanup_scope():
+                await self._write_out()  # what is found out of a suspicion may be counted, so it comes first
                 self._turn()
                 await self._write_out()
             if left := len(self._queue) + len(self._batch):

@@ -220,6 +220,22 @@ async def test_ids_asked_for_in_vain_are_looked_up(pool, house, nursery):
     nursery.cancel_scope.cancel()
 
 
+async def test_ids_asked_for_just_before_the_end_are_looked_up(pool, house):
+    """Each time counts, also where nothing but a look-up at the end tells whose they are."""
+    alice, bob = house.context(), house.context()
+    trail = make(pool)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(trail.run)
+        for _ in range(5):
+            event = SecurityEvent("foreign_id_asked", presented_by=bob.user_id)
+            trail.suspect(Suspicion(event, (alice.thread_id,)))
+        nursery.cancel_scope.cancel()
+    assert [(entry.user_id, entry.count) for entry in await trail.page(0, 10)] == [
+        (alice.user_id, 1),
+        (alice.user_id, 4),
+    ]
+
+
 async def test_what_expires_is_told(pool, owner, nursery):
     """The trail says how much of it went by age."""
     trail = make(pool)
