@@ -9,7 +9,7 @@ import structlog
 import trio
 
 from app.chat.recovery import interrupt_orphans, recover_runs
-from app.store.runs import remove_old_keys
+from app.store import keys
 from nurseries.errors import NurseriesError
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class Janitor:
         """Go round once."""
         while await self._accounts.remove_expired():
             pass
-        while await remove_old_keys(self._accounts_database, KEY_SECONDS, KEYS_AT_ONCE) >= KEYS_AT_ONCE:
+        while await keys.remove_old(self._accounts_database, KEY_SECONDS, KEYS_AT_ONCE) >= KEYS_AT_ONCE:
             pass
         await self._trail.expire()
         orphans = await interrupt_orphans(

@@ -8,7 +8,7 @@ import attrs
 
 from app.chat.keys import check_key, fingerprint
 from app.errors import InvalidField, NotFound, RateLimited
-from app.store import runs as store
+from app.store import keys, runs
 from app.wire.codec import encode_json
 from nurseries.errors import Conflict
 
@@ -75,10 +75,10 @@ def admit(thread: ThreadRuns, ask: Ask, settings: RunSettings) -> None:
         raise RateLimited(f"{settings.queued_per_thread} runs wait in this thread already")
 
 
-def row_of(run: Run, active: Run | None) -> store.NewRun:
+def row_of(run: Run, active: Run | None) -> runs.NewRun:
     """Return what is stored of a run, with what another server would have to know to run it."""
     ask = run.ask
-    return store.NewRun(
+    return runs.NewRun(
         run_id=run.run_id,
         thread_id=ask.thread_id,
         agent=ask.agent,
@@ -91,11 +91,11 @@ def row_of(run: Run, active: Run | None) -> store.NewRun:
     )
 
 
-def key_of(run: Run) -> store.Key | None:
+def key_of(run: Run) -> keys.Key | None:
     """Return the run's idempotency key, if it has one, with what a repeat is answered."""
     if run.ask.key is None:
         return None
-    return store.Key(run.ask.key, _fingerprint(run.ask), encode_json({"run_id": run.run_id}).decode())
+    return keys.Key(run.ask.key, _fingerprint(run.ask), encode_json({"run_id": run.run_id}).decode())
 
 
 async def first_run(database: ScopedDatabase, ask: Ask) -> str | None:
@@ -104,7 +104,7 @@ async def first_run(database: ScopedDatabase, ask: Ask) -> str | None:
     Raises:
         KeyReused: something else was asked for under this key.
     """
-    stored = None if ask.key is None else await store.stored_answer(database, ask.key)
+    stored = None if ask.key is None else await keys.stored_answer(database, ask.key)
     if stored is None:
         return None
     asked, answer = stored

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import attrs
 
 from nurseries.postgres.scoped import Statement
+from nurseries.postgres.statement import columns
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -59,16 +60,12 @@ def writes(
     """Return what asks, what answers, and what ends the questions of runs that ended; `again` for a repeat."""
     statements = []
     if asked:
-        statements.append(Statement(_ASK + (" ON CONFLICT DO NOTHING" if again else ""), _columns(asked)))
+        statements.append(Statement(_ASK + (" ON CONFLICT DO NOTHING" if again else ""), columns(asked)))
     if answered:
-        statements.append(Statement(_ANSWER, _columns(answered)))
+        statements.append(Statement(_ANSWER, columns(answered)))
     if gone := sorted(set(ended)):
         statements.append(Statement(_VOID, (gone,)))
     return statements
-
-
-def _columns(rows: Sequence[attrs.AttrsInstance]) -> tuple[list[object], ...]:
-    return tuple(list(column) for column in zip(*map(attrs.astuple, rows), strict=True))
 
 
 @attrs.frozen

@@ -14,6 +14,7 @@ import attrs
 import msgspec
 
 from nurseries.postgres.scoped import Statement
+from nurseries.postgres.statement import columns
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -80,7 +81,6 @@ class Owned:
 
 async def append(database: Database, entries: Sequence[NewEntry]) -> None:
     """Append all of them or none, in one round trip; those that are there already stay as they are."""
-    columns = [list(column) for column in zip(*map(attrs.astuple, entries), strict=True)]
     await database.batch(
         [
             Statement("SELECT pg_advisory_xact_lock($1::bigint)::text", (_APPEND_LOCK,)),
@@ -92,7 +92,7 @@ async def append(database: Database, entries: Sequence[NewEntry]) -> None:
                 " $7::uuid[], $8::uuid[], $9::uuid[], $10::uuid[], $11::uuid[], $12::text[], $13::text[])"
                 f" WITH ORDINALITY AS new ({_COLUMNS}, position)"
                 " ORDER BY position ON CONFLICT (entry_id) DO NOTHING",
-                tuple(columns),
+                columns(entries),
             ),
         ]
     )

@@ -30,6 +30,20 @@ class _Routing:
 _decode: Final = msgspec.json.Decoder(_Routing).decode
 
 
+def last_seq_of(thread: str) -> str:
+    """Return the SQL for the number of a thread's last event, 0 where it has none; `thread` is the SQL for its id.
+
+    By the primary key, backwards: max(last_seq) would read the thread's whole log.
+    """
+    return (
+        f"coalesce((SELECT last_seq FROM events WHERE events.thread_id = {thread}"
+        " ORDER BY first_seq DESC LIMIT 1), 0)"
+    )
+
+
+_LAST_SEQ: Final = f"SELECT {last_seq_of('threads.thread_id')} FROM threads WHERE thread_id = $1::uuid"
+
+
 def _event(line: str) -> Event:
     data = line.encode()
     routing = _decode(data)
@@ -46,11 +60,7 @@ def _event(line: str) -> Event:
 
 async def last_seq(database: ScopedDatabase, thread_id: str) -> int | None:
     """Return the number of the thread's last event; None where this user has no such thread."""
-    row = await database.fetch_one(
-        "SELECT coalesce((SELECT last_seq FROM events WHERE events.thread_id = threads.thread_id ORDER BY first_seq DESC LIMIT 1), 0)"
-        " FROM threads WHERE thread_id = $1::uuid",
-        thread_id,
-    )
+    row = await database.fetch_one(_LAST_SEQ, thread_id)
     return None if row is None else row[0]
 
 

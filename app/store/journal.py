@@ -13,7 +13,9 @@ import attrs
 from app.store import approvals, checkpoints
 from app.store.approvals import Answered, Asked
 from app.store.checkpoints import Checkpoint
+from app.store.events import last_seq_of
 from nurseries.postgres.scoped import Statement
+from nurseries.postgres.statement import columns
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -122,18 +124,14 @@ async def write(
     suffix = _AGAIN if again else ""
     statements = []
     if chunks:
-        statements.append(Statement(_EVENTS + suffix, _columns(chunks)))
+        statements.append(Statement(_EVENTS + suffix, columns(chunks)))
     if messages := of.get(NewMessage):
-        statements.append(Statement(_MESSAGES + suffix, _columns(messages)))
+        statements.append(Statement(_MESSAGES + suffix, columns(messages)))
     if changes:
-        statements.append(Statement(_RUNS, _columns(list(changes.values()))[:-1]))
+        statements.append(Statement(_RUNS, columns(list(changes.values()))[:-1]))
     statements += checkpoints.writes(of.get(Checkpoint, ()), ended)
     statements += approvals.writes(of.get(Asked, ()), of.get(Answered, ()), ended, again=again)
     await database.batch(statements)
-
-
-def _columns(rows: Sequence[attrs.AttrsInstance]) -> tuple[list[object], ...]:
-    return tuple([getattr(row, field.name) for row in rows] for field in attrs.fields(type(rows[0])))
 
 
 @attrs.frozen
@@ -165,9 +163,9 @@ class Unfinished:
         return self.user_id, self.thread_id, self.last_seq
 
 
-_LOST: Final = """
+_LOST: Final = f"""
 SELECT run_id::text, thread_id::text, user_id::text,
-    coalesce((SELECT last_seq FROM events WHERE events.thread_id = runs.thread_id ORDER BY first_seq DESC LIMIT 1), 0),
+    {last_seq_of("runs.thread_id")},
     agent, status, on_conflict, on_disconnect, replaces::text, since_seq, resumes,
     EXISTS (SELECT FROM approvals WHERE approvals.run_id = runs.run_id AND decision IS NULL)
 FROM runs WHERE status IN ('queued', 'running') AND created_at <= now() - make_interval(secs => $1)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 import attrs
 from psycopg.conninfo import make_conninfo
 
+from app.store.secrets import load_or_create
 from nurseries.errors import StartupFailed
 from nurseries.postgres.failures import QueryFailed
 
@@ -51,10 +52,7 @@ async def ensure_login_roles(owner: Owner) -> StoreAccess:
             pass row-level security.
     """
     [(database,)] = await owner.fetch("SELECT current_database()")
-    await owner.fetch(
-        "INSERT INTO secrets (name, value) VALUES ('login_roles', $1) ON CONFLICT DO NOTHING", os.urandom(32)
-    )
-    [(secret,)] = await owner.fetch("SELECT value FROM secrets WHERE name = 'login_roles'")
+    secret = await load_or_create(owner, "login_roles", os.urandom(32))
     access = {}
     for part in PARTS:
         name = login_role(database, part)

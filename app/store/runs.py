@@ -1,4 +1,4 @@
-"""Runs and idempotency keys, as their user sees them."""
+"""Runs, as their user sees them."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from app.store.events import last_seq_of
+from app.store.keys import ALWAYS, once
 from nurseries.postgres.scoped import Statement
 
 if TYPE_CHECKING:
+    from app.store.keys import Key
     from app.wire.messages import OnConflict, OnDisconnect
-    from nurseries.postgres.scoped import Database, ScopedDatabase
+    from nurseries.postgres.scoped import ScopedDatabase
 
 
 @attrs.frozen
@@ -46,15 +49,6 @@ class NewRun:
     replaces: str | None
 
 
-@attrs.frozen
-class Key:
-    """An idempotency key: what was asked, as a hash, and what was answered, as JSON text."""
-
-    key: str
-    fingerprint: bytes
-    answer: str
-
-
 _INSERT = """
 run AS (
     INSERT INTO runs (run_id, thread_id, user_id, agent, status, client_id, on_conflict, on_disconnect, replaces)
@@ -65,14 +59,9 @@ run AS (
 )
 SELECT (SELECT count(*) FROM run), (SELECT count(*) FROM message)
 """
-_ACCEPT = "WITH go AS (SELECT 1), " + _INSERT
-_ACCEPT_ONCE = (
-    "WITH go AS ("
-    " INSERT INTO idempotency_keys (user_id, key, fingerprint, answer)"
-    " VALUES (app_user_id(), $10, $11, $12::jsonb) ON CONFLICT DO NOTHING RETURNING 1), " + _INSERT
-)
-# By the primary key, backwards: max(last_seq) would read the thread's whole log in every turn.
-_LAST_SEQ = "SELECT coalesce((SELECT last_seq FROM events WHERE thread_id = $1::uuid ORDER BY first_seq DESC LIMIT 1), 0)"
+_ACCEPT = f"{ALWAYS}, {_INSERT}"
+_ACCEPT_ONCE = f"{once(10)}, {_INSERT}"
+_LAST_SEQ = f"SELECT {last_seq_of('$1::uuid')}"
 
 
 async def accept(database: ScopedDatabase, new: NewRun, key: Key | None) -> tuple[bool, int]:
@@ -89,15 +78,9 @@ async def accept(database: ScopedDatabase, new: NewRun, key: Key | None) -> tupl
     if key is None:
         insert = Statement(_ACCEPT, params)
     else:
-        insert = Statement(_ACCEPT_ONCE, (*params, key.key, key.fingerprint, key.answer))
+        insert = Statement(_ACCEPT_ONCE, (*params, *attrs.astuple(key)))
     inserted, last_seq = await database.batch([insert, Statement(_LAST_SEQ, (new.thread_id,))])
     return inserted[0][0] == 1, last_seq[0][0]
-
-
-async def stored_answer(database: ScopedDatabase, key: str) -> tuple[bytes, Any] | None:
-    """Return the fingerprint and the answer stored under a key."""
-    row = await database.fetch_one("SELECT fingerprint, answer FROM idempotency_keys WHERE key = $1", key)
-    return None if row is None else (row[0], row[1])
 
 
 async def get(database: ScopedDatabase, run_id: str) -> RunRow | None:
@@ -113,14 +96,3 @@ async def get(database: ScopedDatabase, run_id: str) -> RunRow | None:
 async def remove_messages(database: ScopedDatabase, run_id: str) -> None:
     """Remove what was said in a run, on both sides."""
     await database.fetch("DELETE FROM messages WHERE run_id = $1::uuid", run_id)
-
-
-async def remove_old_keys(database: Database, age_seconds: float, limit: int) -> int:
-    """Remove up to `limit` idempotency keys older than so many seconds, of all users; the account service may."""
-    return await database.execute(
-        "DELETE FROM idempotency_keys WHERE (user_id, key) IN"
-        " (SELECT user_id, key FROM idempotency_keys"
-        " WHERE created_at < now() - make_interval(secs => $1) ORDER BY created_at LIMIT $2::int)",
-        age_seconds,
-        limit,
-    )

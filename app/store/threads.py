@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 import attrs
 
+from app.store.events import last_seq_of
+from app.store.keys import ALWAYS, once
 from nurseries.postgres.scoped import Statement
 
 if TYPE_CHECKING:
-    from app.store.runs import Key
+    from app.store.keys import Key
     from nurseries.postgres.scoped import ScopedDatabase
 
 
@@ -35,19 +37,10 @@ class Message:
     created_at: datetime
 
 
-_THREAD = (
-    "thread_id::text, title, created_at,"
-    " coalesce((SELECT last_seq FROM events WHERE events.thread_id = threads.thread_id ORDER BY first_seq DESC LIMIT 1), 0)"
-)
-
-
+_THREAD = f"thread_id::text, title, created_at, {last_seq_of('threads.thread_id')}"
 _INSERT = "INSERT INTO threads (thread_id, user_id, title, created_at) SELECT $1::uuid, app_user_id(), $2, $3 FROM go RETURNING 1"
-_CREATE = "WITH go AS (SELECT 1) " + _INSERT
-_CREATE_ONCE = (
-    "WITH go AS ("
-    " INSERT INTO idempotency_keys (user_id, key, fingerprint, answer)"
-    " VALUES (app_user_id(), $4, $5, $6::jsonb) ON CONFLICT DO NOTHING RETURNING 1) " + _INSERT
-)
+_CREATE = f"{ALWAYS} {_INSERT}"
+_CREATE_ONCE = f"{once(4)} {_INSERT}"
 
 
 async def create(database: ScopedDatabase, thread: Thread, key: Key | None) -> bool:
@@ -55,7 +48,7 @@ async def create(database: ScopedDatabase, thread: Thread, key: Key | None) -> b
     params: tuple[object, ...] = (thread.thread_id, thread.title, thread.created_at)
     if key is None:
         return bool(await database.fetch(_CREATE, *params))
-    return bool(await database.fetch(_CREATE_ONCE, *params, key.key, key.fingerprint, key.answer))
+    return bool(await database.fetch(_CREATE_ONCE, *params, *attrs.astuple(key)))
 
 
 async def get(database: ScopedDatabase, thread_id: str) -> Thread | None:

@@ -13,7 +13,7 @@ from app.chat.calls import open_call
 from app.chat.ids import known
 from app.chat.keys import fingerprint
 from app.errors import InvalidField, NotFound
-from app.store import runs as key_store
+from app.store import keys as key_store
 from app.store import threads as store
 from app.web.authentication import require_identity
 from app.web.bodies import Body, json_response, no_content, read_body

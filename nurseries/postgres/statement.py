@@ -106,6 +106,11 @@ _ENCODERS: Final[Mapping[type, Callable[[Any], bytes]]] = MappingProxyType(
 )
 
 
+def columns(rows: Sequence[attrs.AttrsInstance]) -> tuple[list[Any], ...]:
+    """Return at least one row, all of one attrs class, as a list for each field: the arrays that `unnest` takes."""
+    return tuple([getattr(row, field.name) for row in rows] for field in attrs.fields(type(rows[0])))
+
+
 # -- rows --------------------------------------------------------------------------------------------
 
 

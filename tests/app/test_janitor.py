@@ -5,7 +5,7 @@ import psycopg
 import trio
 import trio.testing
 
-from app.store.runs import remove_old_keys
+from app.store.keys import remove_old
 from nurseries.postgres.pool import open_pool
 from nurseries.postgres.scoped import Database
 from tests.fixtures.house import CHEAP, running_server, signed_up
@@ -22,9 +22,9 @@ async def test_old_keys_go_and_young_ones_stay(house, database):
         )
     async with open_pool(database.accounts) as pool:
         accounts = Database(pool, borrower="accounts")
-        assert await remove_old_keys(accounts, 24 * 3600, 2) == 2
-        assert await remove_old_keys(accounts, 24 * 3600, 2) == 1
-        assert await remove_old_keys(accounts, 24 * 3600, 2) == 0
+        assert await remove_old(accounts, 24 * 3600, 2) == 2
+        assert await remove_old(accounts, 24 * 3600, 2) == 1
+        assert await remove_old(accounts, 24 * 3600, 2) == 0
     left = house.owner.execute("SELECT key FROM idempotency_keys ORDER BY key").fetchall()
     assert left == [("3",), ("4",)]
 
