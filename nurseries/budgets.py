@@ -58,7 +58,6 @@ class Lease:
     """One acquisition. Its identity is the borrower in both limiters."""
 
     user_id: str
-    since: float
 
 
 @attrs.define(eq=False)
@@ -110,7 +109,7 @@ class Budget:
             self._refused += 1
             self._forget_if_unused(share, user_id)
             raise PoolExhausted(f"{self._name}: too many are waiting already")
-        lease = Lease(user_id, trio.current_time())
+        lease = Lease(user_id)
         self._waits += 1
         self._waiting += 1
         share.waiting += 1
@@ -133,7 +132,7 @@ class Budget:
             trio.WouldBlock: none is.
         """
         share = self._share(user_id)
-        lease = Lease(user_id, trio.current_time())
+        lease = Lease(user_id)
         try:
             share.limiter.acquire_on_behalf_of_nowait(lease)
             try:

@@ -8,7 +8,6 @@ first, and the janitor has those forgotten that do not count any more.
 from __future__ import annotations
 
 import hashlib
-import ipaddress
 from collections import OrderedDict, deque
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from app.errors import LoginFailed, LoginLimited
+from nurseries.serving.rates import rate_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -89,15 +89,4 @@ class LoginGuard:
 
 def _key(account: str, address: str) -> bytes:
     """Return a digest: of one size, whatever a client sent."""
-    return hashlib.sha256(f"{account}\0{_network(address)}".encode(errors="replace")).digest()
-
-
-def _network(address: str) -> str:
-    """Return what one client cannot change at will: of IPv6, the /64 that a subscriber is given."""
-    try:
-        parsed = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
-        return address
-    if isinstance(parsed, ipaddress.IPv4Address):
-        return str(parsed)
-    return str(parsed.ipv4_mapped or ipaddress.ip_network((parsed, 64), strict=False))
+    return hashlib.sha256(f"{account}\0{rate_key(address)}".encode(errors="replace")).digest()

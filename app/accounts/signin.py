@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
 from app.accounts import emails
+from app.accounts.logins import TOO_MANY
 from app.accounts.one_time import digest, new_secret
 from app.errors import NotFound
 from nurseries.ids import new_id
@@ -72,7 +73,7 @@ class SigninCodes:
                 expires_at,
                 now,
                 at_most=settings.sessions_per_user,
-                reason="too many sessions",
+                reason=TOO_MANY,
             )
         if session is None:
             raise NotFound(f"no user {email!r} who may sign in")

@@ -53,7 +53,8 @@ def choose_account(name: str | None, cluster: Path) -> Account | None:
     if os.geteuid() != 0:
         if owner not in {None, os.geteuid()}:
             raise StartupFailed(
-                f"{cluster} belongs to {_name(owner)}, and this server runs as {_name(os.geteuid())}"
+                f"{cluster} belongs to {_name(owner)}, and this server runs as {_name(os.geteuid())}:"
+                f" start it as {_name(owner)}, or choose another data directory"
             )
         if name not in {None, _name(os.geteuid())}:
             raise StartupFailed(f"only root can run PostgreSQL as {name!r}; start the server as that account")
@@ -73,7 +74,7 @@ def choose_account(name: str | None, cluster: Path) -> Account | None:
     wanted = repr(name) if name else " or ".join(map(repr, PREFERRED_ACCOUNTS))
     raise StartupFailed(
         f"PostgreSQL does not run as root, and this system has no account {wanted}:"
-        " start the server as an ordinary user, or name an unprivileged account for the database"
+        " start the server as an ordinary user, or let it use an external PostgreSQL"
     )
 
 
