@@ -107,11 +107,15 @@ class UserContext:
     )
     created_at: datetime = attrs.field(factory=lambda: datetime.now(UTC), validator=_aware)
 
-    def child(self, operation: str) -> UserContext:
+    def child(self, operation: str, *, run_id: str | None = None) -> UserContext:
         """Return the context of an operation inside this one: same user and thread, ids of its own.
 
+        Args:
+            operation: a short name.
+            run_id: the id that it had before it was cut off, if it goes on now.
+
         Raises:
-            InvalidContext: `operation` is not a short name.
+            InvalidContext: `operation` is not a short name, or `run_id` is none of such an operation.
             DepthExceeded: this context is already at `MAX_DEPTH`.
         """
         if not _OPERATION.fullmatch(operation) or len(operation) > MAX_OPERATION_LENGTH:
@@ -120,9 +124,12 @@ class UserContext:
             )
         if self.operation_depth >= MAX_DEPTH:
             raise DepthExceeded(f"operations are nested deeper than {MAX_DEPTH}")
+        prefix = f"{self.run_id}_{operation}_"
+        if run_id is not None and not run_id.startswith(prefix):
+            raise InvalidContext("run_id", "must be that of such an operation inside this one")
         return attrs.evolve(
             self,
-            run_id=f"{self.run_id}_{operation}_{uuid4().hex[:8]}",
+            run_id=run_id or f"{prefix}{uuid4().hex[:8]}",
             request_id=str(uuid4()),
             parent_request_id=self.request_id,
             operation_depth=self.operation_depth + 1,

@@ -110,8 +110,10 @@ async def open_request(kernel: Kernel, context: UserContext) -> AsyncIterator[Re
 
 
 @asynccontextmanager
-async def open_child(parent: Request, operation: str) -> AsyncIterator[Request]:
+async def open_child(parent: Request, operation: str, *, run_id: str | None = None) -> AsyncIterator[Request]:
     """Open a request inside another one, for a part of its work: same user and thread, all else its own.
+
+    `run_id` is the one that the operation had before it was cut off, if it goes on now.
 
     It takes no place in the budget: the place that it would wait for may be its parent's. Call it from the
     parent's own tasks, so that it ends before the parent does.
@@ -123,7 +125,7 @@ async def open_child(parent: Request, operation: str) -> AsyncIterator[Request]:
     kernel = parent._kernel  # noqa: SLF001  # the one place besides `open_request` that may make requests of it
     if parent.context.request_id not in kernel.live.requests:
         raise RequestEnded(f"{operation}: the request has ended")
-    async with _open(kernel, parent.context.child(operation)) as request:
+    async with _open(kernel, parent.context.child(operation, run_id=run_id)) as request:
         yield request
 
 

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from app.chat.ledger import Past, RunLedger
+from app.chat.ledger import RunLedger
 from app.chat.place import Place
 from app.chat.restore import restore
 from app.chat.run import origin_of
+from app.engine.checkpoints import Past
 from app.engine.engine import run_agent
 from app.store import runs as store
 from nurseries.cleanup import cleanup_scope
@@ -101,14 +102,16 @@ class Executor:
         await self._journal.append(origin_of(run), "agent_started", run.started_payload(), change)
 
     async def _work(self, run: Run, log: ThreadLog, request: Request) -> Answer:
-        past = Past()
+        past = Past(run_id=run.run_id)
+        assert run.place is not None
         if run.lost is not None:
             past = await restore(run, request, self._journal)
+            if not run.is_asking:
+                await run.place.take()  # it was left to wait for somebody, and does so no more
             if not run.started:
                 await self._start(run, log)
         if run.replaces is not None:
             await store.remove_messages(request.database, run.replaces)
-        assert run.place is not None
         return await run_agent(
             request,
             self._catalog,

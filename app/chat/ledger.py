@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 
 from app.chat.approvals import Question
+from app.engine.checkpoints import Past
 from app.engine.errors import StateTooLarge
 from app.store import approvals as approval_store
 from app.store import checkpoints as checkpoint_store
+from app.tools.ledger import Decided
 from app.wire.codec import encode_json
 from nurseries.events import Origin
 
@@ -19,28 +21,12 @@ if TYPE_CHECKING:
     from app.chat.journal import Journal
     from app.chat.place import Place
     from app.chat.run import Run
-    from app.engine.checkpoints import Checkpoint
     from app.tools.dispatcher import ToolResult
-    from app.tools.ledger import Decided
     from nurseries.context import UserContext
+    from nurseries.events import Emitter
 
 STATE_BYTES: Final = 4 * 1024 * 1024
 """How large a run's state may be, its answer so far included; more than models can read."""
-
-
-@attrs.frozen(kw_only=True, eq=False)
-class Past:
-    """An earlier life of a run.
-
-    Attributes:
-        last: its last checkpoint.
-        ended: how its calls ended, by call id.
-        begun: its calls that were begun.
-    """
-
-    last: Checkpoint | None = None
-    ended: Mapping[str, ToolResult] = attrs.field(factory=dict)
-    begun: frozenset[str] = frozenset()
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -48,30 +34,50 @@ class RunLedger:
     """Of one run, or of an operation inside it; `app.engine.checkpoints.Checkpoints` for the engine.
 
     Attributes:
-        keeping: whether the run could go on elsewhere.
+        keeping: whether it could go on elsewhere.
+        past: what earlier lives have left of it.
     """
 
     keeping: bool
+    past: Past = attrs.field(factory=Past)
     _run: Run
     _journal: Journal
     _place: Place
     _approval_seconds: float
     _origin: Origin
-    _past: Past = attrs.field(factory=Past)
+    _doubtful: frozenset[str] = frozenset()
+    """Tools that an operation called which begins anew now: under what ids it will call them, nobody knows."""
     _step: int = attrs.field(init=False)
 
     @_step.default
     def _stands(self) -> int:
-        return 0 if self._past.last is None else self._past.last.step
+        return 0 if self.past.last is None else self.past.last.step
 
-    @property
-    def last(self) -> Checkpoint | None:
-        """The point that this run went on from."""
-        return self._past.last
+    async def child(self, context: UserContext, call_id: str | None, *, resumable: bool) -> RunLedger:
+        """Return that of an operation inside the run; see `app.engine.checkpoints.Checkpoints`.
 
-    def child(self, context: UserContext) -> RunLedger:
-        """Return that of an operation inside the run: its calls can be approved, and nothing of it is kept."""
-        return attrs.evolve(self, keeping=False, origin=Origin.of(context), past=Past())
+        One that begins anew has nobody who waits for what its user was asked before. A tool that may not be
+        repeated is not called in it, if it was before.
+        """
+        keeping = self.keeping and call_id is not None
+        earlier = self.past.children.get(call_id) if keeping and call_id is not None else None
+        past, doubtful = earlier or Past(run_id=context.run_id), self._doubtful
+        if earlier is not None and not resumable:
+            past = Past(run_id=context.run_id, ended=earlier.ended, begun=earlier.begun)
+            doubtful |= frozenset(earlier.tools())
+            await self._void(earlier.run_id)
+        return attrs.evolve(
+            self, keeping=keeping and resumable, origin=Origin.of(context), past=past, doubtful=doubtful
+        )
+
+    async def _void(self, run_id: str) -> None:
+        """Close the questions of an operation that was cut off, and of those inside it."""
+        for (asked_by, call_id), question in tuple(self._run.questions.items()):
+            if not question.settled.is_set() and f"{asked_by}_".startswith(f"{run_id}_"):
+                question.stand(Decided("void"))
+                await void(self._journal, self._origin, asked_by, call_id)
+        if not self._run.is_asking:
+            await self._place.take()  # it was left to wait for these
 
     # -- checkpoints -------------------------------------------------------------------------------
 
@@ -81,33 +87,46 @@ class RunLedger:
         Raises:
             StateTooLarge: it is larger than `STATE_BYTES`.
         """
-        if len(output) + len(state) > STATE_BYTES:
-            raise StateTooLarge(f"a run may keep {STATE_BYTES} bytes; this one has come to {len(state)}")
+        sizes = self._run.kept_sizes
+        sizes[self._origin.run_id] = len(output) + len(state)
+        if sum(sizes.values()) > STATE_BYTES:
+            raise StateTooLarge(
+                f"a run may keep {STATE_BYTES} bytes; this one has come to {sum(sizes.values())}"
+            )
+        await self._journal.keep(self._origin, self._next(output, state))
+
+    def _next(self, output: str, state: bytes) -> checkpoint_store.Checkpoint:
         self._step += 1
         self._run.kept = True
         context = self._run.context
-        await self._journal.keep(
-            self._origin,
-            checkpoint_store.Checkpoint(
-                context.run_id,
-                context.thread_id,
-                context.user_id,
-                self._step,
-                output,
-                state,
-                encode_json(self._run.meter.usage()).decode(),
-            ),
+        return checkpoint_store.Checkpoint(
+            self._origin.run_id,
+            context.run_id,
+            context.thread_id,
+            context.user_id,
+            self._step,
+            output,
+            state,
+            encode_json(self._run.meter.usage()).decode(),
         )
+
+    async def end(self, events: Emitter, event_type: str, payload: Mapping[str, Any]) -> None:
+        """Tell how an operation ended; with that its state goes, and what models have cost until then stays."""
+        if self.keeping:
+            self._run.kept_sizes.pop(self._origin.run_id, None)
+            await self._journal.append(self._origin, event_type, payload, self._next("", b""))
+        else:
+            await events.emit(event_type, payload)
 
     # -- calls -------------------------------------------------------------------------------------
 
     def result(self, call_id: str) -> ToolResult | None:
         """Return how the call ended in an earlier life of the run, if it did."""
-        return self._past.ended.get(call_id)
+        return self.past.ended.get(call_id)
 
-    def begun(self, call_id: str) -> bool:
-        """Say whether the call was begun in an earlier life of the run."""
-        return call_id in self._past.begun
+    def begun(self, call_id: str, tool: str) -> bool:
+        """Say whether the call was, or may have been, begun in an earlier life of the run."""
+        return call_id in self.past.begun or tool in self._doubtful
 
     async def committed(self) -> None:
         """Return when all that was told of the run so far is in the log."""
@@ -163,3 +182,13 @@ class RunLedger:
             ),
         )
         await self._journal.committed(self._origin)  # or nobody will ever hear of it
+
+
+async def void(journal: Journal, origin: Origin, asked_by: str, call_id: str) -> None:
+    """Tell a run's user that nobody needs the decision any more."""
+    await journal.append(
+        Origin.of_ids(origin.user_id, origin.thread_id, asked_by),
+        "approval_resolved",
+        {"call_id": call_id, "decision": "void"},
+        approval_store.Answered(asked_by, call_id, "void", None),
+    )

@@ -68,6 +68,7 @@ class Run:
         resumable: whether another server could go on with it once it has started.
         lost: how another server left it, for a run that was not accepted by this one.
         kept: whether the database holds what goes with the run's end.
+        kept_sizes: how large the states are that it keeps, its own and those of operations inside it, by run id.
         questions: what a person is asked in it, by the run id of the question's events and the call id.
         place: where it runs, once it does.
         meter: which models have answered in it, and what they cost.
@@ -88,6 +89,7 @@ class Run:
     resumable: bool = False
     lost: Unfinished | None = None
     kept: bool = False
+    kept_sizes: dict[str, int] = attrs.field(factory=dict)
     questions: dict[tuple[str, str], Question] = attrs.field(factory=dict)
     place: Place | None = None
     meter: Meter = attrs.field(factory=Meter)
@@ -133,6 +135,11 @@ class Run:
         """Whether the next server can go on with it: nothing of it is lost with this one."""
         free = self.ask.on_disconnect == "continue" and self._reason is None
         return free and (self.resumable or not self.started)
+
+    @property
+    def is_asking(self) -> bool:
+        """Whether somebody's decision is still to come, or to be taken."""
+        return any(not question.settled.is_set() for question in self.questions.values())
 
     @property
     def waits_for_a_person(self) -> bool:

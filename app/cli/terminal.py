@@ -77,7 +77,6 @@ class Terminal:
         self._err = Console(file=sys.stderr, soft_wrap=True, highlight=False, markup=False)
         self._open: TextIO | None = None  # the stream whose last line is unfinished
         self._said: dict[str, str] = {}
-        self._inner: set[str] = set()  # the runs of sub-agents, whose words are no part of the answer
 
     def prompt(self) -> None:
         """Ask for a line, where there is somebody to ask."""
@@ -113,15 +112,14 @@ class Terminal:
             sys.stdout.buffer.flush()
             return
         payload = frame.payload
-        if frame.type == "agent_started" and payload.get("depth"):
-            self._inner.add(frame.run_id)
+        inner = "_" in frame.run_id  # of a sub-agent, whose words are no part of the answer
         if frame.type == "message_delta":
-            if frame.run_id in self._inner:
+            if inner:
                 return
             self._say(str(payload.get("message_id")), str(payload.get("text", "")))
         elif frame.type == "agent_completed" and frame.ends_run:
             self._rest(str(payload.get("message_id")), str(payload.get("output") or ""))
-        elif frame.type == "run_resumed":
+        elif frame.type == "run_resumed" and not inner:
             self._resume(str(payload.get("message_id")), str(payload.get("output") or ""))
         elif frame.type == "run_failed":
             self.error(f"failed: {payload.get('message')} ({payload.get('code')})")
@@ -129,7 +127,6 @@ class Terminal:
             self.status(aside)
         if frame.ends_run:
             self._said.clear()
-            self._inner.clear()
 
     def answer(self, text: str) -> None:
         """Show an answer that came in one piece."""

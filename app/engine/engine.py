@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from app.engine.checkpoints import Checkpoints
     from app.engine.children import Worker
     from app.engine.model import Model
-    from app.tools.ledger import Ledger
     from nurseries.request import Request
 
 
@@ -114,16 +113,10 @@ async def run_agent(  # noqa: PLR0913  # who, with what, what for: each named at
         UnknownAgent: there is no such agent.
     """
     family = Family(catalog.limits.sub_agents)
-    engine = _Engine(catalog, checkpoints or NoCheckpoints(), family, meter or Meter())
+    engine = _Engine(catalog, family, meter or Meter())
     worker = catalog.agents.create(agent)
     return await engine.run(
-        request,
-        worker,
-        content,
-        message_id,
-        on_said=on_said,
-        checkpoints=engine.checkpoints,
-        ledger=engine.checkpoints,
+        request, worker, content, message_id, checkpoints or NoCheckpoints(), on_said=on_said
     )
 
 
@@ -132,7 +125,6 @@ class _Engine:
     """What the agents of one run, at all depths, are run with."""
 
     catalog: Catalog
-    checkpoints: Checkpoints
     family: Family
     meter: Meter
 
@@ -142,10 +134,9 @@ class _Engine:
         worker: Worker,
         content: str,
         message_id: str,
+        checkpoints: Checkpoints,
         *,
         on_said: Callable[[str], None] | None = None,
-        checkpoints: Checkpoints,
-        ledger: Ledger,
     ) -> Answer:
         """Give an agent a request of its own making, and return its answer."""
         catalog = self.catalog
@@ -160,7 +151,7 @@ class _Engine:
                 events=request.events,
                 threads=catalog.threads,
                 limits=catalog.tool_limits,
-                ledger=ledger,
+                ledger=checkpoints,
             )
             asked = AgentRequest(
                 context=request.context,
@@ -175,17 +166,10 @@ class _Engine:
                 agent=worker.name,
                 on_said=on_said,
                 checkpoints=checkpoints,
-                children=Children(request, catalog.agents, worker.agents, self.family, self.run_child),
+                children=Children(request, catalog.agents, worker.agents, self.family, self.run, checkpoints),
             )
             result = await worker.run(asked)
         return await _settle(asked, result)
-
-    async def run_child(self, request: Request, worker: Worker, content: str, message_id: str) -> Answer:
-        """Run a sub-agent. Its calls can be approved like its parent's; when the server is lost, it begins anew."""
-        ledger = self.checkpoints.child(request.context)
-        return await self.run(
-            request, worker, content, message_id, checkpoints=NoCheckpoints(), ledger=ledger
-        )
 
 
 async def _settle(request: AgentRequest, result: object) -> Answer:

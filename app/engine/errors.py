@@ -17,7 +17,7 @@ class UnknownAgent(InvalidField):
     code = "unknown_agent"
 
     def __init__(self, name: str) -> None:
-        super().__init__("agent", f"there is no agent {name[:64]!r}")
+        super().__init__("agent", f"there is no agent {name[:64]!r}; GET /v1/agents has those that there are")
 
 
 class InvalidOrder(InvalidField):

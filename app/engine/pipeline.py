@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import attrs
@@ -28,7 +27,6 @@ class _State:
 
     done: int
     value: msgspec.Raw
-    usage: dict[str, int]
 
 
 class Pipeline(Agent):
@@ -37,7 +35,8 @@ class Pipeline(Agent):
     The first stage takes the user's message, the last one returns the answer. Each runs in a request inside this
     one, with the pipeline's tools; what fails is tried again, skipped, or ends the run, as its `Stage` declares.
     That the stages fit together is checked when the pipeline is registered, and each result when it is there. A
-    resumable pipeline goes on behind the last stage that was done.
+    resumable pipeline goes on behind the last stage that was done: a function is called again, and the calls that
+    had ended return their results; an agent that is resumable goes on.
 
     Attributes:
         stages: in their order.
@@ -59,37 +58,33 @@ class Pipeline(Agent):
     async def run(self, request: AgentRequest) -> Answer:
         """Pass the message through all stages."""
         value: Any = request.content
-        done, usage = 0, Counter[str]()
+        done = 0
         state = request.resumed(_State)
         if state is not None:
-            done, usage = state.done, Counter(state.usage)
+            done = state.done
             value = msgspec.json.decode(state.value, type=self._steps[done - 1].returns)
         for step in self._steps[done:]:
-            value = await self._pass(request, step, value, usage)
+            value = await self._pass(request, step, value)
             done += 1
             if self.resumable:
-                await request.checkpoint(_State(done, msgspec.Raw(msgspec.json.encode(value)), dict(usage)))
-        return Answer(value, usage)
+                await request.checkpoint(_State(done, msgspec.Raw(msgspec.json.encode(value))))
+        return Answer(value, request.delegated)
 
-    async def _pass(self, request: AgentRequest, step: Step, value: Any, usage: Counter[str]) -> Any:
+    async def _pass(self, request: AgentRequest, step: Step, value: Any) -> Any:
         """Return the result of one stage, or what stands in for it."""
         stage = step.stage
 
-        async def work() -> Any:
-            usage["sub_agents"] += 1
+        async def work(call_id: str) -> Any:
             if isinstance(stage.work, str):
-                answer = await request.delegate(stage.work, value, seconds=stage.seconds)
-                result: Any = answer.output
-            else:
-                worker = _Worker(stage.name, self.tools, self.agents, step, value)
-                # Not a declared agent, so there is no public way to it.
-                answer = await request._children.run(worker, request.content, seconds=stage.seconds)  # noqa: SLF001
-                result = worker.result
-            usage.update({name: n for name, n in answer.usage.items() if isinstance(n, int)})
-            return result
+                answer = await request.delegate(stage.work, value, seconds=stage.seconds, call_id=call_id)
+                return answer.output
+            worker = _Worker(stage.name, self.tools, self.agents, step, value)
+            # Not a declared agent, so there is no public way to it.
+            await request._children.run(worker, request.content, seconds=stage.seconds, call_id=call_id)  # noqa: SLF001
+            return worker.result
 
         try:
-            return await stage.attempt(work)
+            return await stage.attempt(stage.name, work)
         except AgentFailed:
             if stage.on_failure == "end":
                 raise
@@ -106,6 +101,7 @@ class _Worker:
     _step: Step
     _value: Any
     result: Any = None
+    resumable: bool = False
 
     async def run(self, request: AgentRequest) -> str:
         """Do the stage's work.

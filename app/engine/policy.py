@@ -47,15 +47,15 @@ class Policy:
     )
     seconds: float | None = attrs.field(default=None, validator=_seconds)
 
-    async def attempt(self, work: Callable[[], Awaitable[T]]) -> T:
-        """Return what `work` returns, trying as often as declared.
+    async def attempt(self, call_id: str, work: Callable[[str], Awaitable[T]]) -> T:
+        """Return what `work` returns, trying as often as declared; each try has a call id of its own.
 
         Raises:
             AgentFailed: the last try failed. What else `work` raises is no failure of the part, and not tried again.
         """
-        for pause in _RETRY_SECONDS[: self.retries]:
+        for number, pause in enumerate(_RETRY_SECONDS[: self.retries], 1):
             try:
-                return await work()
+                return await work(call_id if number == 1 else f"{call_id}.{number}")
             except AgentFailed:
                 await trio.sleep(pause)
-        return await work()
+        return await work(f"{call_id}.{self.retries + 1}" if self.retries else call_id)

@@ -92,7 +92,7 @@ class AgentRequest:
 
     @_said.default
     def _stands(self) -> list[str]:
-        last = self._checkpoints.last
+        last = self._checkpoints.past.last
         return [last.output] if last is not None and last.output else []
 
     @events.default
@@ -142,7 +142,14 @@ class AgentRequest:
         """The agents that this one may delegate to, by name, with their descriptions."""
         return self._children.descriptions()
 
-    async def delegate(self, agent: str, content: str, *, seconds: float | None = None) -> Answer:
+    @property
+    def delegated(self) -> dict[str, int]:
+        """What the sub-agents of this request used so far, and how many there were (`sub_agents`)."""
+        return dict(self._children.usage)
+
+    async def delegate(
+        self, agent: str, content: str, *, seconds: float | None = None, call_id: str | None = None
+    ) -> Answer:
         """Have another agent answer `content`, in a request inside this one, and return its answer.
 
         It has this request's user and thread, and its own of all else: database, events, tools, model. Several
@@ -153,13 +160,15 @@ class AgentRequest:
             agent: a name that this agent declares in its `agents`.
             content: what it is asked.
             seconds: how long it may take.
+            call_id: what a resumable agent knows it by. After the loss of the server one that had ended returns
+                the same answer; one that was cut off goes on if it is resumable, and else begins anew.
 
         Raises:
             AgentFailed: it failed, or took too long; nothing else that it raises passes.
             UndeclaredAgent: this agent does not declare it.
             TooManyAgents, DepthExceeded: the run has as many sub-agents, or as deep ones, as it may have.
         """
-        return await self._children.delegate(agent, clean_text(content), seconds=seconds)
+        return await self._children.delegate(agent, clean_text(content), seconds=seconds, call_id=call_id)
 
     def resumed(self, kind: type[T]) -> T | None:
         """Return what the last checkpoint kept, if this run goes on after its server was lost.
@@ -167,7 +176,7 @@ class AgentRequest:
         Raises:
             StateUnreadable: it is not of this `kind`: the agent has changed meanwhile.
         """
-        last = self._checkpoints.last
+        last = self._checkpoints.past.last
         if last is None:
             return None
         try:

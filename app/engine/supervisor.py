@@ -11,6 +11,7 @@ import msgspec
 import trio
 
 from app.engine.agent import Agent
+from app.engine.children import counts_of
 from app.engine.errors import AgentFailed, MemberFailed
 from app.engine.loop import converse
 from app.engine.policy import Policy
@@ -88,7 +89,7 @@ class Supervisor(Agent):
             answer = await converse(request, self._prompt(request))
         if team.failure is not None:
             raise team.failure
-        return Answer(answer.output, team.usage_with(answer.usage))
+        return Answer(answer.output, {**answer.usage, **_sum(answer.usage, request.delegated)})
 
     def _prompt(self, request: AgentRequest) -> str:
         agents = [f"- {name}: {description}" for name, description in request.agents.items()]
@@ -106,33 +107,32 @@ class _Team:
     def __init__(self, request: AgentRequest, members: Mapping[str, Member]) -> None:
         self._request = request
         self._members = members
-        self._usage: Counter[str] = Counter()
         self.scope = trio.CancelScope()
         self.failure: AgentFailed | None = None
 
-    async def delegate(self, _context: ToolContext, task: Any) -> str:
+    async def delegate(self, context: ToolContext, task: Any) -> str:
         """Have a member do a task; the function of the tool."""
         member = self._members[task.agent]
 
-        async def work() -> Answer:
-            self._usage["sub_agents"] += 1
-            return await self._request.delegate(member.agent, task.task, seconds=member.seconds)
+        async def work(call_id: str) -> Answer:
+            return await self._request.delegate(
+                member.agent, task.task, seconds=member.seconds, call_id=call_id
+            )
 
         try:
-            answer = await member.attempt(work)
+            return (await member.attempt(context.call_id, work)).output
         except AgentFailed as error:
             if member.on_failure == "skip":
                 raise MemberFailed(str(error)) from error
             self.failure = self.failure or error
             self.scope.cancel()
             await trio.sleep_forever()  # it is cancelled, as is whatever else the team does
-        self._usage.update({name: n for name, n in answer.usage.items() if isinstance(n, int)})
-        return answer.output
+            raise
 
-    def usage_with(self, own: Mapping[str, int | str]) -> dict[str, int | str]:
-        """Return what the supervisor and its members used together."""
-        numbers = Counter({name: n for name, n in own.items() if isinstance(n, int)})
-        return {**own, **(numbers + self._usage)}
+
+def _sum(own: Mapping[str, int | str], others: Mapping[str, int]) -> Mapping[str, int]:
+    """Return what a supervisor and its members used together."""
+    return Counter(counts_of(own)) + Counter(others)
 
 
 def _task_type(agents: tuple[str, ...]) -> type[Parameters]:

@@ -16,8 +16,14 @@ if TYPE_CHECKING:
 
 @attrs.frozen
 class Checkpoint:
-    """The newest state of a run; see `app.engine.checkpoints`. `models` says what they have cost so far, JSON text."""
+    """The newest state of a run, or of an operation inside it; see `app.engine.checkpoints`.
 
+    Attributes:
+        kept_by: the run id of whose events it is.
+        models: what they have cost the whole run so far, JSON text.
+    """
+
+    kept_by: str
     run_id: str
     thread_id: str
     user_id: str
@@ -28,24 +34,26 @@ class Checkpoint:
 
 
 # Removed and written anew, since an UPDATE of the old row could be written only by a role that may read it.
-_REMOVE: Final = "DELETE FROM checkpoints WHERE run_id = ANY($1::uuid[])"
+_REMOVE: Final = "DELETE FROM checkpoints WHERE kept_by = ANY($1::text[])"
+_END: Final = "DELETE FROM checkpoints WHERE run_id = ANY($1::uuid[])"
 _WRITE: Final = """
-INSERT INTO checkpoints (run_id, thread_id, user_id, step, output, state, models)
-SELECT run_id, thread_id, user_id, step, output, state, models::jsonb
-FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::integer[], $5::text[], $6::bytea[], $7::text[])
-    AS new (run_id, thread_id, user_id, step, output, state, models)
+INSERT INTO checkpoints (kept_by, run_id, thread_id, user_id, step, output, state, models)
+SELECT kept_by, run_id, thread_id, user_id, step, output, state, models::jsonb
+FROM unnest($1::text[], $2::uuid[], $3::uuid[], $4::uuid[], $5::integer[], $6::text[], $7::bytea[], $8::text[])
+    AS new (kept_by, run_id, thread_id, user_id, step, output, state, models)
 """
 
 
 def writes(checkpoints: Iterable[Checkpoint], ended: Iterable[str]) -> list[Statement]:
-    """Return what replaces the checkpoints of some runs, the last one of each, and removes those of runs that ended."""
-    newest = {checkpoint.run_id: checkpoint for checkpoint in checkpoints}
+    """Return what replaces checkpoints by the last one of each keeper, and removes those of runs that ended."""
     gone = set(ended)
-    rows = [attrs.astuple(checkpoint) for run_id, checkpoint in newest.items() if run_id not in gone]
+    newest = {each.kept_by: each for each in checkpoints if each.run_id not in gone}
     statements = []
-    if newest or gone:
-        statements.append(Statement(_REMOVE, (sorted(newest.keys() | gone),)))
-    if rows:
+    if gone:
+        statements.append(Statement(_END, (sorted(gone),)))
+    if newest:
+        rows = [attrs.astuple(checkpoint) for checkpoint in newest.values()]
+        statements.append(Statement(_REMOVE, (sorted(newest),)))
         statements.append(Statement(_WRITE, tuple(list(column) for column in zip(*rows, strict=True))))
     return statements
 
@@ -58,16 +66,11 @@ class Left:
         content: the user's message.
         client_id: a socket's name for it.
         announced: whether the log has an event of the run.
-        step, output, state, models: of the last checkpoint, if there is one.
     """
 
     content: str
     client_id: str | None
     announced: bool
-    step: int | None
-    output: str | None
-    state: bytes | None
-    models: dict[str, dict[str, int]] | None
 
 
 # Of the lines of a thread those are this run's that carry its id. Clocks may step back a little.
@@ -75,9 +78,8 @@ _LEFT: Final = """
 SELECT m.content, r.client_id, EXISTS (
     SELECT 1 FROM events e WHERE e.thread_id = r.thread_id AND e.created_at >= r.created_at - interval '10 minutes'
     AND strpos(e.lines, '"run_id":"' || r.run_id || '"') > 0
-), c.step, c.output, c.state, c.models
+)
 FROM runs r JOIN messages m ON m.run_id = r.run_id AND m.role = 'user'
-LEFT JOIN checkpoints c ON c.run_id = r.run_id
 WHERE r.run_id = $1::uuid
 """
 
@@ -86,3 +88,22 @@ async def left(database: ScopedDatabase, run_id: str) -> Left | None:
     """Return what is needed to go on with a run; None where it or its message is gone."""
     row = await database.fetch_one(_LEFT, run_id)
     return None if row is None else Left(*row)
+
+
+@attrs.frozen
+class Kept:
+    """A checkpoint as its user sees it; see `Checkpoint`."""
+
+    kept_by: str
+    step: int
+    output: str
+    state: bytes
+    models: dict[str, dict[str, int]]
+
+
+async def of_run(database: ScopedDatabase, run_id: str) -> list[Kept]:
+    """Return the checkpoints of a run and of the operations inside it."""
+    rows = await database.fetch(
+        "SELECT kept_by, step, output, state, models FROM checkpoints WHERE run_id = $1::uuid", run_id
+    )
+    return [Kept(*row) for row in rows]

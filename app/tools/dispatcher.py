@@ -246,7 +246,7 @@ class Dispatcher:
                 return call.failed(
                     _REFUSALS[decided.decision] + (f": {decided.note}" if decided.note else "")
                 )
-        if not call.tool.repeatable and self._ledger.begun(call.call_id):
+        if not call.tool.repeatable and self._ledger.begun(call.call_id, call.name):
             return call.failed("outcome unknown: the server was lost while this call was being made")
         return None
 

@@ -38,8 +38,8 @@ class Ledger(Protocol):
     def result(self, call_id: str) -> ToolResult | None:
         """Return how the call ended in an earlier life of the run, if it did."""
 
-    def begun(self, call_id: str) -> bool:
-        """Say whether the call was begun in an earlier life of the run."""
+    def begun(self, call_id: str, tool: str) -> bool:
+        """Say whether the call was, or may have been, begun in an earlier life of the run."""
 
     async def committed(self) -> None:
         """Return when all that was told of the run so far would survive the server."""
@@ -59,7 +59,7 @@ class Forgetful:
         """Return None."""
         return None
 
-    def begun(self, call_id: str) -> bool:  # noqa: ARG002
+    def begun(self, call_id: str, tool: str) -> bool:  # noqa: ARG002
         """Say no."""
         return False
 

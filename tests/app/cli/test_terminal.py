@@ -87,6 +87,7 @@ def test_what_a_sub_agent_says_is_no_answer(capsys):
         _event("message_delta", message_id="m", text="forty-"),
         _inner("agent_started"),
         _inner("message_delta", message_id="n", text="a long story"),
+        _inner("run_resumed", message_id="n", output="a long story"),
         _inner("agent_completed", message_id="n", output="a long story"),
         _inner("agent_failed", code="internal", message="broken"),
         _event("agent_completed", depth=0, message_id="m", output="forty-two"),

@@ -87,7 +87,7 @@ def test_the_public_names_are_these():
     names |= {field.name for field in AgentRequest.__attrs_attrs__ if not field.name.startswith("_")}
     assert names == {
         "context", "database", "tools", "events", "model", "nursery",
-        "content", "message_id", "limits", "say", "said", "think", "history", "agents", "delegate", "resumed", "checkpoint",
+        "content", "message_id", "limits", "say", "said", "think", "history", "agents", "delegate", "delegated", "resumed", "checkpoint",
     }  # fmt: skip
 
 

@@ -34,8 +34,8 @@ MAKE_ROW = {
     " VALUES (%(user)s, %(new)s, '', '{}')",
     "checkpoints": "WITH run AS (INSERT INTO runs (run_id, thread_id, user_id, agent, status)"
     " VALUES (%(new)s, %(thread)s, %(user)s, 'assistant', 'running') RETURNING run_id)"
-    " INSERT INTO checkpoints (run_id, thread_id, user_id, step, output, state, models)"
-    " SELECT run_id, %(thread)s, %(user)s, 1, '', '', '{}' FROM run",
+    " INSERT INTO checkpoints (kept_by, run_id, thread_id, user_id, step, output, state, models)"
+    " SELECT run_id::text, run_id, %(thread)s, %(user)s, 1, '', '', '{}' FROM run",
     "approvals": "WITH run AS (INSERT INTO runs (run_id, thread_id, user_id, agent, status)"
     " VALUES (%(new)s, %(thread)s, %(user)s, 'assistant', 'running') RETURNING run_id)"
     " INSERT INTO approvals (asked_by, call_id, run_id, thread_id, user_id, tool, arguments, expires_at)"

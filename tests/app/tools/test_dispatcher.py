@@ -442,7 +442,7 @@ class Remembering(Forgetful):
     def result(self, call_id):
         return self.ended.get(call_id)
 
-    def begun(self, call_id):
+    def begun(self, call_id, _tool):
         return call_id in self.started
 
     async def committed(self):
