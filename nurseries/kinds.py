@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import gc
 import re
+import struct
 import sys
 import types
 import typing
@@ -72,6 +73,7 @@ _SHELLS: Final = (
 )  # fmt: skip
 
 _HEAP_TYPE: Final = 1 << 9  # Py_TPFLAGS_HEAPTYPE
+_POINTER_BYTES: Final = struct.calcsize("P")
 _CONTAINERS: Final = (dict, list, set)
 _INSTALLED: Final = frozenset({"site-packages", "dist-packages"})
 
@@ -141,7 +143,7 @@ class Kinds:
         ours = self._ours.get(module)
         if ours is None:
             declared = isinstance(module, str) and module.partition(".")[0] in self._infrastructure.code
-            ours = self._ours[module] = declared or (isinstance(module, str) and not _is_library(module))
+            ours = self._ours[module] = declared or (isinstance(module, str) and not is_library(module))
         return ours
 
 
@@ -164,8 +166,19 @@ def is_blank(thing: object) -> bool:
     cls = type(thing)
     if not cls.__flags__ & _HEAP_TYPE or issubclass(cls, _CONTAINERS) or not gc.is_tracked(thing):
         return False
+    if cls.__basicsize__ != _size_of_plain(cls):
+        return False  # it has something that only its C code sees, as locks and arrays have
     held = gc.get_referents(thing)
     return all(isinstance(each, type) or (is_own_dict(thing, each) and not each) for each in held)
+
+
+def _size_of_plain(cls: type) -> int:
+    """Return the bytes of an instance that has nothing but attributes and slots."""
+    slots = sum(
+        isinstance(each, types.MemberDescriptorType) for base in cls.__mro__ for each in vars(base).values()
+    )
+    words = slots + (cls.__dictoffset__ > 0) + (cls.__weakrefoffset__ > 0)
+    return object.__basicsize__ + words * _POINTER_BYTES
 
 
 def _is_stand_in(cls: type) -> bool:
@@ -187,7 +200,7 @@ def _is_dunder(name: str) -> bool:
     return name.startswith("__") and name.endswith("__")
 
 
-def _is_library(module: str) -> bool:
+def is_library(module: str) -> bool:
     """Say whether a module is installed rather than somebody's own."""
     if module == "__main__":
         return False

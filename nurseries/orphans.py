@@ -6,6 +6,8 @@
     connection    of the pool: a task of an open request of that user, for one unit of work
     session       the one that serves the socket's connection
     outbox        the one that listens: a session's, or that of an answer with server-sent events
+    task          the nursery of a request, or of a service; nobody owns a task of the whole process that people's
+                  own code starts, as an agent may: it goes on when its request has ended
     context       nobody, once its request has ended: it goes with the last who refers to it
 
 An application has its own list besides, such as runs.
@@ -17,18 +19,19 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import attrs
+import trio
+
+from nurseries.kinds import is_library
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-
-    import trio
 
     from nurseries.budgets import Lease
     from nurseries.events import Streams
     from nurseries.request import Kernel
     from nurseries.session import Session
 
-What = Literal["connection", "context", "lease", "outbox", "request", "run", "session"]
+What = Literal["connection", "context", "lease", "outbox", "request", "run", "session", "task"]
 
 SERVICES: Final = frozenset({"health"})
 """Who borrows connections of the requests' pool without being a user."""
@@ -47,7 +50,7 @@ def find_orphans(kernel: Kernel, sessions: Iterable[Session], streams: Streams) 
 
     Contexts are not among it: one that is on its way out may be alive for a moment; see `kept_contexts`.
     """
-    return [*_requests(kernel), *_leases(kernel), *_sessions(sessions), *_outboxes(streams)]
+    return [*_requests(kernel), *_leases(kernel), *_sessions(sessions), *_outboxes(streams), *_tasks()]
 
 
 def kept_contexts(kernel: Kernel) -> set[str]:
@@ -87,6 +90,24 @@ def _outboxes(streams: Streams) -> Iterator[Orphan]:
     for outbox in streams.outboxes():
         if outbox.owner is not None and has_ended(outbox.owner):
             yield Orphan("outbox", outbox.user_id)
+
+
+def _tasks() -> Iterator[Orphan]:
+    """Look at the tasks beside the main one (`trio.lowlevel.spawn_system_task`); those of libraries are their affair."""
+    root = trio.lowlevel.current_root_task()
+    for nursery in () if root is None else root.child_nurseries:
+        for task in nursery.child_tasks:
+            frame = getattr(task.coro, "cr_frame", None)
+            if not (_is_main(task) or frame is None or is_library(frame.f_globals["__name__"])):
+                yield Orphan("task", task.name)
+
+
+def _is_main(task: trio.lowlevel.Task) -> bool:
+    """Say whether a task is the one that all of the server runs in."""
+    above: trio.lowlevel.Task | None = trio.lowlevel.current_task()
+    while above is not None and above is not task:
+        above = None if above.parent_nursery is None else above.parent_nursery.parent_task
+    return above is task
 
 
 def has_ended(task: trio.lowlevel.Task) -> bool:

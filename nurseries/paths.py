@@ -132,6 +132,9 @@ def _in_function(function: types.FunctionType, reach: Reach) -> Iterator[tuple[L
         yield Label("attribute", f".{name}"), value
     for name, value in reach.variables(function).items():
         yield Label("module variable", f"module variable {name}"), value
+    for name, variable in reach.assigned(function):
+        kind: Kind = "module variable" if variable.cell is None else "closure"
+        yield Label(kind, f"it assigns {name}"), variable
 
 
 def _attributes(holder: object) -> Iterator[tuple[Label, object]]:

@@ -4,7 +4,10 @@ Not looked into, and why:
 
 - Types, functions and variables of libraries: they are the same for all, and what a library keeps is its own
   affair. Of our own code, and that of agents, class attributes, default arguments, closures and the module
-  variables that a function names are looked into: that is where caches are.
+  variables that a function names are looked into: that is where caches are. A variable that a function assigns
+  counts as well, whatever is in it.
+- What a function finds by a name that is no part of its code (`getattr(module, name)`, `globals()[name]`,
+  `sys.modules`), and what it assigns to a class (`Agent.last = text`): no object says so.
 - Tasks and nurseries: the scheduler ties all tasks of a process into one tree. They are walked where they belong
   to a request, from their coroutines down; see `nurseries.roots`.
 - Frames of methods of declared infrastructure, and library code below them: what these hold is the
@@ -16,13 +19,18 @@ from __future__ import annotations
 
 import functools
 import gc
+import importlib.util
+import sys
 import types
+from contextlib import suppress
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, Final
 
+import attrs
 import trio
 
-from nurseries.kinds import SHELL, Kinds, is_own_dict
+from nurseries.kinds import SHELL, STATE, Kinds, is_own_dict
+from nurseries.mentions import Mentions
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -33,13 +41,25 @@ if TYPE_CHECKING:
 SUSPENDABLE: Final = (types.CoroutineType, types.GeneratorType, types.AsyncGeneratorType)
 
 
+@attrs.define(eq=False)
+class AssignedVariable:
+    """Stands for a variable that functions give other values: whoever runs them reaches what the others put there.
+
+    Attributes:
+        cell: of a function around them; None of a module.
+    """
+
+    cell: types.CellType | None
+
+
 class Reach:
-    """Judges objects and opens them, given what is declared as shared. It keeps no object of any user."""
+    """Judges objects and opens them, given what is declared as shared. It keeps variables, and no object of any user."""
 
     def __init__(self, infrastructure: Infrastructure) -> None:
         self._kinds = Kinds(infrastructure)
         self._methods = frozenset(_methods_of(infrastructure))
-        self._names: dict[CodeType, frozenset[str]] = {}
+        self._mentions: dict[CodeType, Mentions] = {}
+        self._assigned: dict[tuple[int, str], AssignedVariable] = {}
         self.kind = self._kinds.of
 
     def inside(self, thing: object) -> Iterable[object]:
@@ -53,6 +73,8 @@ class Reach:
                 held = _in_class(thing)
             case staticmethod() | classmethod():
                 held = (thing.__func__,)
+            case functools.cached_property():
+                held = (thing.func,)  # it has a lock besides, in Python 3.11
             case Context():
                 held = tuple(thing.values())
             case trio.Nursery():
@@ -87,24 +109,58 @@ class Reach:
         yield from (function.__kwdefaults__ or {}).values()
         yield from vars(function).values()
         yield from self.variables(function).values()
+        yield from (variable for _, variable in self.assigned(function))
 
     def variables(self, function: types.FunctionType) -> dict[str, object]:
-        """Return the module variables that a function names, those of modules that it names included."""
-        names = self._names_in(function.__code__)
-        found: dict[str, object] = {}
+        """Return the module variables that a function names, those of modules that it names or imports included."""
+        mentions = self._mentions_in(function.__code__)
         space = function.__globals__
-        for name in names & space.keys():
-            value = found[name] = space[name]
-            if isinstance(value, types.ModuleType) and self._kinds.is_ours(value.__name__):
-                found |= {f"{name}.{inner}": vars(value)[inner] for inner in names & vars(value).keys()}
+        waiting = [(name, space[name]) for name in mentions.names & space.keys()]
+        waiting += _imported(mentions, space.get("__package__"))
+        found: dict[str, object] = {}
+        opened: set[str] = set()
+        while waiting:
+            name, value = waiting.pop()
+            found[name] = value
+            if not isinstance(value, types.ModuleType) or value.__name__ in opened:
+                continue
+            if self._kinds.is_ours(value.__name__):
+                opened.add(value.__name__)
+                inner = vars(value)
+                waiting += [(f"{name}.{each}", inner[each]) for each in mentions.names & inner.keys()]
         return found
 
-    def _names_in(self, code: CodeType) -> frozenset[str]:
-        names = self._names.get(code)
-        if names is None:
-            inner = (self._names_in(const) for const in code.co_consts if isinstance(const, types.CodeType))
-            names = self._names[code] = frozenset(code.co_names).union(*inner)
-        return names
+    def assigned(self, function: types.FunctionType) -> Iterator[tuple[str, AssignedVariable]]:
+        """Yield the variables, of its module or of a function around it, that a function gives other values.
+
+        Those are left out that hold what can change: that is shared in any case.
+        """
+        mentions = self._mentions_in(function.__code__)
+        space = function.__globals__
+        for name in mentions.assigned:
+            if self.kind(space.get(name)) != STATE:
+                yield name, self._variable(id(space), name, None)
+        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+            if name in mentions.reassigned and self.kind(content(cell)) != STATE:
+                yield name, self._variable(id(cell), name, cell)
+
+    def _variable(self, place: int, name: str, cell: types.CellType | None) -> AssignedVariable:
+        return self._assigned.setdefault((place, name), AssignedVariable(cell))
+
+    def _mentions_in(self, code: CodeType) -> Mentions:
+        mentions = self._mentions.get(code)
+        if mentions is None:
+            mentions = self._mentions[code] = Mentions.of(code)
+        return mentions
+
+
+def _imported(mentions: Mentions, package: str | None) -> Iterator[tuple[str, object]]:
+    """Yield the modules that a function imports when it runs, as far as they are loaded."""
+    for name in mentions.imports:
+        with suppress(ImportError):  # more dots than there are packages: it would fail
+            full = importlib.util.resolve_name(name, package)
+            if full in sys.modules:
+                yield full, sys.modules[full]
 
 
 def content(cell: types.CellType) -> object:
@@ -158,6 +214,7 @@ def _is_generated(function: types.FunctionType) -> bool:
 
 
 def _in_class(cls: type) -> Iterator[object]:
+    yield type(cls)
     yield from cls.__bases__
     for name, value in tuple(vars(cls).items()):
         if not (name.startswith("__") and name.endswith("__")) or isinstance(value, types.FunctionType):

@@ -1,11 +1,13 @@
 """What outlives its owner is found, and so is memory that only grows; what ends in order leaves nothing."""
 
 import types
+from functools import partial
 
 import httpx
 import pytest
 import structlog.testing
 import trio
+import trio.testing
 
 from app.leaks import FLOOR_BYTES, Leaks
 from nurseries.budgets import Lease
@@ -101,6 +103,23 @@ async def test_an_outbox_whose_listener_has_ended_is_an_orphan(house, leaks):
     await in_a_task(listen)
     assert leaks.orphans() == [Orphan("outbox", "ann")]
     listening.__exit__(None, None, None)
+    assert leaks.orphans() == []
+
+
+async def test_a_task_beside_all_requests_is_an_orphan(house, leaks, nursery):
+    """An agent may start one, which then goes on for ever; what libraries start so is theirs."""
+
+    async def work(*, until):
+        await until.wait()
+
+    over = trio.Event()
+    nursery.start_soon(partial(work, until=over))
+    assert leaks.orphans() == []
+    task = trio.lowlevel.spawn_system_task(partial(work, until=over), name="work for ever")
+    trio.lowlevel.spawn_system_task(over.wait)
+    assert leaks.orphans() == [Orphan("task", task.name)]
+    over.set()
+    await trio.testing.wait_all_tasks_blocked()
     assert leaks.orphans() == []
 
 
