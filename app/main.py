@@ -211,7 +211,7 @@ async def _serve(  # noqa: PLR0913  # called once
         accounts,
         server,
         streams,
-        Dispatch(kernel, runs, server, refusals),
+        Dispatch(kernel, runs, server, refusals, trail.record),
         isolation,
         refusals,
         catalog.toolbox,

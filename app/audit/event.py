@@ -33,6 +33,9 @@ Kind = Literal[
     "forbidden",
     "misdelivery_prevented",
     "isolation_finding",
+    # what people allowed
+    "call_approved",
+    "call_denied",
     # limits that were hit
     "login_limited",
     "sessions_limited",

@@ -43,7 +43,7 @@ CLOSES: Final[Mapping[int, Kind]] = MappingProxyType(
 
 @attrs.frozen(kw_only=True)
 class Caller:
-    """Who was refused, as far as that is known."""
+    """Who asked, as far as that is known."""
 
     user_id: str | None = None
     session_id: str | None = None

@@ -15,6 +15,8 @@ from app.tools.ledger import Decided
 from nurseries.errors import Conflict, Draining
 
 if TYPE_CHECKING:
+    from app.audit.event import Audit, Kind, SecurityEvent
+    from app.audit.refusals import Caller
     from app.chat.runs import Runs
     from app.tools.ledger import Decision
     from nurseries.request import Request
@@ -81,10 +83,11 @@ class Question:
 
 
 class Approvals:
-    """Passes on what users decide to the runs that asked them."""
+    """Passes on what users decide to the runs that asked them, and tells the audit trail who decided."""
 
-    def __init__(self, runs: Runs) -> None:
+    def __init__(self, runs: Runs, audit: Audit) -> None:
         self._runs = runs
+        self._audit = audit
 
     async def answer(  # noqa: PLR0913  # who says what to which call
         self,
@@ -94,6 +97,7 @@ class Approvals:
         decision: Decision,
         note: str | None = None,
         *,
+        caller: Caller,
         thread_id: str | None = None,
     ) -> Question | None:
         """Tell a run what its user decided about a call; the same decision again is harmless.
@@ -104,6 +108,7 @@ class Approvals:
             call_id: the call's.
             decision: `approve` or `deny`.
             note: told to the model with a denial.
+            caller: from where, and in which login, for the audit trail.
             thread_id: where the run must be, if that was said.
 
         Returns:
@@ -129,9 +134,12 @@ class Approvals:
         if run is None:
             raise Draining("the run goes on after the restart of the server: decide then")
         question: Question = run.questions.setdefault((asked_by, call_id), Question(row.expires_at))
+        first = question.decided is None
         question.decide(decision, note)
         assert question.decided is not None
         _compare(question.decided.decision, decision)
+        if first:
+            self._audit(_told(row, match[1], decision, caller))
         return question
 
     async def settle(
@@ -155,6 +163,13 @@ async def _row(request: Request, asked_by: str, call_id: str) -> store.Approval:
     if row is None:
         raise NotFound("no such approval")
     return row
+
+
+def _told(row: store.Approval, run_id: str, decision: Decision, caller: Caller) -> SecurityEvent:
+    """Return what the audit trail is told of a decision: not the note, which is a user's own words."""
+    kind: Kind = "call_approved" if decision == "approve" else "call_denied"
+    event = caller.event(kind, tool=row.tool, id=f"{row.run_id}:{row.call_id}")
+    return attrs.evolve(event, thread_id=row.thread_id, run_id=run_id)
 
 
 def _compare(decided: str, decision: Decision) -> None:

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from app.audit.refusals import Caller
 from app.chat.approvals import Approvals
 from app.chat.calls import open_call
 from app.chat.ids import known
@@ -32,7 +31,8 @@ from nurseries.serving import SocketClosed
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from app.audit.refusals import Refusals
+    from app.audit.event import Audit
+    from app.audit.refusals import Caller, Refusals
     from app.chat.runs import Runs
     from app.wire.messages import AnyClientFrame
     from nurseries.events import Event
@@ -46,17 +46,23 @@ logger = structlog.get_logger(__name__)
 
 
 class Dispatch:
-    """Handles the frames of all sessions; what it knows of a user is in the session it is called with."""
+    """Handles the frames of all sessions; what it knows of a user is in what it is called with."""
 
-    def __init__(self, kernel: Kernel, runs: Runs, server: Server, refusals: Refusals) -> None:
+    def __init__(self, kernel: Kernel, runs: Runs, server: Server, refusals: Refusals, audit: Audit) -> None:
         self._kernel = kernel
         self._runs = runs
-        self._approvals = Approvals(runs)
+        self._approvals = Approvals(runs, audit)
         self._server = server
         self._refusals = refusals
 
-    async def __call__(self, session: Session, data: str | bytes) -> None:
-        """Handle one frame of a session; frames of one session come here one after the other."""
+    async def __call__(self, caller: Caller, session: Session, data: str | bytes) -> None:
+        """Handle one frame of a session; frames of one session come here one after the other.
+
+        Args:
+            caller: whose the session is, for the audit trail.
+            session: that answers.
+            data: the frame.
+        """
         reference, frame = None, None
         try:
             if isinstance(data, bytes):
@@ -76,13 +82,12 @@ class Dispatch:
                     await self._cancel(session, frame)
                 case Approve() | Deny():
                     reference = "approve" if isinstance(frame, Approve) else "deny"
-                    await self._decide(session, frame)
+                    await self._decide(caller, session, frame)
                 case Ping():
                     await session.answer(PONG)
         except SocketClosed:
             raise  # the peer is gone: that is the session's business, and no fault
         except Exception as error:  # noqa: BLE001  # one frame's crash barrier; faults are logged below
-            caller = Caller(user_id=session.user_id, connection_id=session.id, address=session.peer)
             self._refusals.tell(error, caller, ids=_ids_of(frame), asked=_name_of(frame))
             await session.answer(_error_frame(error, reference))
 
@@ -129,7 +134,7 @@ class Dispatch:
         async with open_call(self._kernel, session.user_id, socket_id=session.id) as request:
             await self._runs.row(request, run_id)  # not_found, if it is not this user's
 
-    async def _decide(self, session: Session, frame: Approve | Deny) -> None:
+    async def _decide(self, caller: Caller, session: Session, frame: Approve | Deny) -> None:
         # approval_resolved follows when the run has taken it
         async with open_call(self._kernel, session.user_id, socket_id=session.id) as request:
             await self._approvals.answer(
@@ -138,6 +143,7 @@ class Dispatch:
                 frame.call_id,
                 "approve" if isinstance(frame, Approve) else "deny",
                 frame.note,
+                caller=caller,
             )
 
 

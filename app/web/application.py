@@ -71,7 +71,7 @@ def make_application(  # noqa: PLR0913  # the wiring of all routes
     app.register_blueprint(threads_blueprint(service, kernel, runs))
     feeds = Feeds(service, kernel, server, streams, runs)
     app.register_blueprint(runs_blueprint(service, kernel, runs, server, feeds))
-    app.register_blueprint(approvals_blueprint(service, kernel, runs))
+    app.register_blueprint(approvals_blueprint(service, kernel, runs, vitals.trail.record))
     app.register_blueprint(_agents_blueprint(service, catalog.agents))
     app.register_blueprint(files_blueprint(service, kernel, catalog.workbench))
     app.register_blueprint(mcp_blueprint(service, kernel, catalog.toolbox))

@@ -11,9 +11,11 @@ from app.chat.approvals import Approvals
 from app.chat.calls import open_call
 from app.web.authentication import require_identity
 from app.web.bodies import Body, json_response, read_body
+from app.web.refusals import current_caller
 
 if TYPE_CHECKING:
     from app.accounts.service import AccountService
+    from app.audit.event import Audit
     from app.chat.runs import Runs
     from app.store.approvals import Approval
     from nurseries.request import Kernel
@@ -29,10 +31,10 @@ class Decide(Body, frozen=True):
     note: str | None = None
 
 
-def approvals_blueprint(service: AccountService, kernel: Kernel, runs: Runs) -> Blueprint:
+def approvals_blueprint(service: AccountService, kernel: Kernel, runs: Runs, audit: Audit) -> Blueprint:
     """Return the route of the decisions; errors are left to `install_problems`."""
     blueprint = Blueprint("approvals", __name__)
-    approvals = Approvals(runs)
+    approvals = Approvals(runs, audit)
 
     @blueprint.post("/v1/threads/<thread_id>/runs/<run_id>/approvals/<call_id>")
     async def decide(thread_id: str, run_id: str, call_id: str) -> Response:
@@ -40,7 +42,13 @@ def approvals_blueprint(service: AccountService, kernel: Kernel, runs: Runs) -> 
         body = await read_body(Decide)
         async with open_call(kernel, identity.user_id) as call:
             question = await approvals.answer(
-                call, run_id, call_id, body.decision, body.note, thread_id=thread_id
+                call,
+                run_id,
+                call_id,
+                body.decision,
+                body.note,
+                caller=current_caller(),
+                thread_id=thread_id,
             )
         if question is not None:
             with trio.move_on_after(SETTLE_SECONDS):

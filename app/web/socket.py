@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -135,14 +136,14 @@ class SocketEndpoint:
                 )
                 if ended:
                     session.close(4401, ended[0])
+                caller = attrs.evolve(caller, connection_id=session_id)
                 # 4. The session lives until its socket closes, and what its tools have open lives no longer.
                 async with self._toolbox.session(session_id):
                     try:
                         with self._server.sessions.entered(session):
-                            await session.run(self._dispatch)
+                            await session.run(partial(self._dispatch, caller))
                     finally:
-                        connection = attrs.evolve(caller, connection_id=session_id)
-                        self._refusals.closed(session.closed_with, connection)
+                        self._refusals.closed(session.closed_with, caller)
 
     def _check(self, handshake: Handshake) -> None:
         if handshake.path != PATH:

@@ -8,6 +8,8 @@ import pytest
 import trio
 
 import app.chat.journal
+from app.audit.event import log_event
+from app.audit.refusals import Caller
 from app.chat.approvals import AlreadyDecided, Approvals, Question
 from app.chat.calls import open_call
 from app.chat.settings import RunSettings
@@ -94,9 +96,9 @@ async def asked(life, user, thread, count=1):
 
 async def decide(life, user, question, decision, note=None, **options):
     """Decide as a client over HTTP does, and return what it is answered."""
-    approvals = Approvals(life.runs)
+    approvals = Approvals(life.runs, log_event)
     async with open_call(life.kernel, user) as call:
-        waiting = await approvals.answer(call, *question, decision, note, **options)
+        waiting = await approvals.answer(call, *question, decision, note, caller=Caller(), **options)
     if waiting is not None:
         await waiting.settled.wait()
     async with open_call(life.kernel, user) as call:

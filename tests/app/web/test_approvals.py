@@ -1,10 +1,14 @@
 """A person's decisions over the protocol: by HTTP and by socket, from any device, and from nobody else."""
 
+import json
 from datetime import UTC, datetime
 
+import psycopg
 import pytest
 
+from tests.fixtures.access import session_of
 from tests.fixtures.house import running_server, signed_up
+from tests.fixtures.trail import administrator, trail
 from tests.fixtures.vitals import at_rest, samples
 
 MISSING = "01900000-0000-7000-8000-000000000000"
@@ -173,3 +177,29 @@ async def test_somebody_elses_question_does_not_exist(server, ann):
         late = await ann.http.post(answer_url(path, question), json={"decision": "approve"})
         assert (late.status_code, late.json()["code"]) == (409, "already_decided")
     await at_rest(server)
+
+
+async def test_who_decided_is_in_the_audit_trail(database, server, ann):
+    """Once for each decision that counted: in which login and from where, for which call of which tool, and no word of it."""
+    with psycopg.connect(database.owner, autocommit=True) as owner:
+        async with administrator(server, owner) as admin, ann.socket() as socket:
+            path, questions = await ask(ann, socket, "tea gold")
+            tea, gold = (questions[item] for item in ("tea", "gold"))
+            for decision, status in (("approve", 200), ("approve", 200), ("deny", 409)):
+                body = {"decision": decision, "note": "a secret wish"}
+                answer = await ann.http.post(answer_url(path, tea), json=body)
+                assert answer.status_code == status
+            ids = {"run_id": gold["run_id"], "call_id": gold["payload"]["call_id"]}
+            await socket.send(type="deny", **ids, note="a secret wish")
+            await socket.until("agent_completed")
+            entries = await trail(admin, user_id=ann.user_id)
+    told = {entry["kind"]: entry for entry in entries if entry["kind"].startswith("call_")}
+    assert set(told) == {"call_approved", "call_denied"}
+    for kind, question in (("call_approved", tea), ("call_denied", gold)):
+        entry, call_id = told[kind], question["payload"]["call_id"]
+        assert (entry["count"], entry["session_id"], entry["address"]) == (1, session_of(ann), "127.0.0.1")
+        assert (entry["thread_id"], entry["run_id"]) == (question["thread_id"], question["run_id"])
+        assert entry["details"] == {"tool": "pay", "id": f"{question['run_id']}:{call_id}"}
+    assert told["call_approved"]["connection_id"] is None
+    assert told["call_denied"]["connection_id"]
+    assert "secret" not in json.dumps(entries)

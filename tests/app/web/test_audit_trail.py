@@ -14,6 +14,7 @@ from app.audit.settings import AuditSettings
 from app.settings import PoolSettings, RunSettings
 from nurseries.ids import new_id
 from nurseries.serving import ServingLimits
+from tests.fixtures.access import session_of
 from tests.fixtures.handshake import refused
 from tests.fixtures.house import PASSWORD, open_socket, running_server, signed_up
 from tests.fixtures.trail import PATH, administrator, trail
@@ -204,6 +205,7 @@ async def test_foreign_ids_in_frames_are_told(server, admin, alice, bob):
     (entry,) = await of_kind(admin, "foreign_id_asked")
     assert (entry["user_id"], entry["presented_by"]) == (alice.user_id, bob.user_id)
     assert (entry["connection_id"], entry["details"]["asked"]) == (connection, "subscribe")
+    assert entry["session_id"] == session_of(bob)
 
 
 async def test_limits_that_are_hit_are_told(database, owner):
