@@ -6,10 +6,12 @@ from uuid import uuid4
 import attrs
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 from psycopg.errors import InsufficientPrivilege
 
 from app.store import audit as store
 from app.store.owner import open_owner
+from app.store.roles import PARTS
 from nurseries.ids import new_id
 from nurseries.postgres.pool import open_pool
 from nurseries.postgres.scoped import Database
@@ -108,6 +110,35 @@ async def test_the_role_that_writes_the_trail_cannot_change_it(trail, database, 
         with pytest.raises(InsufficientPrivilege):
             connection.execute(statement)
     assert owner.execute("SELECT * FROM audit").fetchall() == before
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_no_login_of_the_server_changes_the_trail_or_becomes_somebody_who_can(database, cluster, part):
+    """Whoever holds its password tries, as itself and as every other role that there is."""
+    [others] = cluster.admin.execute("SELECT array_agg(quote_ident(rolname)) FROM pg_roles").fetchone()
+    changes = ("UPDATE audit SET count = 1", "DELETE FROM audit", "TRUNCATE audit")
+    with psycopg.connect(getattr(database, part), autocommit=True) as connection:
+        assert _refused(connection, *changes) == len(changes)
+        become = []
+        for role in others:
+            for statement in ("SET ROLE {}", "SET SESSION AUTHORIZATION {}"):
+                if not _refused(connection, statement.format(role)):
+                    become.append(connection.execute("SELECT current_user").fetchone()[0])
+                    assert _refused(connection, *changes) == len(changes), role
+                    connection.execute("RESET ROLE; RESET SESSION AUTHORIZATION")
+    login = conninfo_to_dict(getattr(database, part))["user"]
+    assert set(become) == {login, f"nurseries_{part}"}
+
+
+def _refused(connection, *statements):
+    """Return how many of the statements are refused for want of the right."""
+    count = 0
+    for statement in statements:
+        try:
+            connection.execute(statement)
+        except InsufficientPrivilege:
+            count += 1
+    return count
 
 
 def test_no_role_of_the_server_may_change_the_trail(owner):
