@@ -33,7 +33,9 @@ def certificates_of(settings: Settings) -> Certificates | None:
     try:
         certificates.context()
     except OSError as error:
-        raise StartupFailed(f"the certificate {settings.tls_certificate} cannot be used: {error}") from error
+        raise StartupFailed(
+            f"tls_certificate {settings.tls_certificate} and tls_key {settings.tls_key} cannot be used: {error.strerror or error}"
+        ) from error
     return certificates
 
 

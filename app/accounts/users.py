@@ -111,5 +111,5 @@ class Users:
 def _checked_roles(roles: Sequence[str]) -> list[str]:
     for role in roles:
         if not _ROLE.fullmatch(role):
-            raise InvalidField("roles", f"{role!r} is not the name of a role")
+            raise InvalidField("roles", f"lower case letters, digits, '-' and '_', at most 32, not {role!r}")
     return sorted(set(roles))

@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 from contextlib import suppress
+from importlib.metadata import version
 from typing import Final
 
 from cyclopts import App
@@ -13,19 +14,26 @@ from cyclopts import App
 IDLE: Final = "Trio thread "
 """How the names of Trio's worker threads begin while they have nothing to do."""
 
+HELP: Final = """\
+A multi-user AI-agent chat server in which every request lives in its own nursery.
+
+`serve` runs it, `chat` talks to its agents, and `user` adds people, disables them and gives them roles. `audit` looks for
+what two users share; `bench` measures a server, and `soak` lets many users do everything for a long time."""
+
 app = App(
     name="nurseries",
-    help="A multi-user AI-agent chat server in which every request lives in its own nursery.",
+    help=HELP,
+    version=lambda: version("nurseries"),
     backend="trio",
     result_action="return_value",
 )
 # By name, so that no command waits for what another one imports.
 app.command("app.cli.serve:serve_command", name="serve")
 app.command("app.cli.chat:chat_command", name="chat")
-app.command("app.cli.bench:bench_command", name="bench")
 app.command("app.cli.user:user", name="user")
-app.command("app.cli.soak.command:soak_command", name="soak")
 app.command("app.cli.audit:audit_command", name="audit")
+app.command("app.cli.bench:bench_command", name="bench")
+app.command("app.cli.soak.command:soak_command", name="soak")
 
 
 def main() -> None:

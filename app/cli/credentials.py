@@ -167,7 +167,9 @@ class Credentials:
     async def _logged_in(self) -> Tokens:
         if self._password is None:
             self._cache.store(self._key, None)
-            raise NotAuthenticated(f"{self._email} is not logged in here; a password is needed")
+            raise NotAuthenticated(
+                f"{self._email} is not logged in here: use --password or NURSERIES_PASSWORD"
+            )
         try:
             return await self._api.login(self._email, self._password)
         except Refused as refused:
@@ -255,7 +257,8 @@ async def authenticate(
 def _ask(question: str, *, secret: bool = False) -> str:
     if not sys.stdin.isatty():
         raise NotAuthenticated(
-            f"no terminal to ask for the {question.rstrip(': ')}: use the flags or NURSERIES_*"
+            f"no terminal to ask ({question.rstrip(': ')}): use --email and --password,"
+            " or NURSERIES_EMAIL and NURSERIES_PASSWORD"
         )
     try:
         if secret:

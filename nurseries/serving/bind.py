@@ -26,35 +26,40 @@ def listening(host: str | None, port: int, unix_path: Path | None) -> Iterator[l
         OSError: an address cannot be had; the message names it.
     """
     with contextlib.ExitStack() as stack:
-        try:
-            sockets = _bind(stack, host, port, unix_path)
-        except OSError as error:
-            place = str(unix_path) if host is None else f"{host}:{port}"
-            raise OSError(error.errno, f"cannot listen on {place}: {error.strerror}") from error
+        sockets: list[socket.socket] = []
+        if host is not None:
+            with _named(f"{host}:{port}"):
+                sockets += _bind(stack, host, port)
+        if unix_path is not None:
+            with _named(str(unix_path)):
+                sockets.append(stack.enter_context(_unix(unix_path)))
         yield sockets
 
 
-def _bind(
-    stack: contextlib.ExitStack, host: str | None, port: int, unix_path: Path | None
-) -> list[socket.socket]:
-    sockets: list[socket.socket] = []
-    if host is not None:
-        flags = socket.AI_PASSIVE
-        infos = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=flags)
-        for family, kind, proto, _, address in dict.fromkeys(infos):
-            sock = stack.enter_context(socket.socket(family, kind, proto))
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:  # IPv4 has a socket of its own
-                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            sock.bind((address[0], port, *address[2:]))
-            port = port or sock.getsockname()[1]
-            sockets.append(sock)
-    if unix_path is not None:
-        sockets.append(stack.enter_context(_unix(unix_path)))
-    for sock in sockets:
-        sock.setblocking(False)
-        sock.listen(_BACKLOG)
-    return sockets
+@contextlib.contextmanager
+def _named(place: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, f"cannot listen on {place}: {error.strerror}") from error
+
+
+def _bind(stack: contextlib.ExitStack, host: str, port: int) -> Iterator[socket.socket]:
+    infos = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    for family, kind, proto, _, address in dict.fromkeys(infos):
+        sock = stack.enter_context(socket.socket(family, kind, proto))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:  # IPv4 has a socket of its own
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind((address[0], port, *address[2:]))
+        port = port or sock.getsockname()[1]
+        yield _listening(sock)
+
+
+def _listening(sock: socket.socket) -> socket.socket:
+    sock.setblocking(False)
+    sock.listen(_BACKLOG)
+    return sock
 
 
 @contextlib.contextmanager
@@ -63,7 +68,7 @@ def _unix(path: Path) -> Iterator[socket.socket]:
         _remove_stale(path)
         sock.bind(os.fspath(path))
         try:
-            yield sock
+            yield _listening(sock)
         finally:
             path.unlink(missing_ok=True)
 

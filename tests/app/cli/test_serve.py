@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import httpx
@@ -141,6 +142,19 @@ async def test_port_in_use(database):
         port = str(taken.getsockname()[1])
         said = await refused("--port", port, "--database-url", database.owner)
     assert said == f"nurseries: cannot listen on 127.0.0.1:{port}: Address already in use\n"
+
+
+async def test_a_unix_socket_that_cannot_be_made(database, tmp_path):
+    """It is named, and not the port beside it."""
+    path = tmp_path / "nowhere" / "socket"
+    said = await refused("--port", "0", "--database-url", database.owner, NURSERIES_UNIX_PATH=str(path))
+    assert said == f"nurseries: cannot listen on {path}: No such file or directory\n"
+
+
+async def test_the_version():
+    """It is that of the distribution."""
+    done = await run("--version")
+    assert (done.returncode, done.stdout.decode().strip()) == (0, version("nurseries"))
 
 
 async def test_data_dir_in_use(data_dir, tmp_path):

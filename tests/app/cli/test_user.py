@@ -78,7 +78,10 @@ async def refusals(place: tuple[str, ...]) -> None:
     for arguments, reason in [
         (("add", "bob@example.org", "--password", PASSWORD), "this address has an account already"),
         (("disable", "nobody@example.org"), "no user 'nobody@example.org'"),
-        (("role", "bob@example.org", "Not A Role"), "roles: 'Not A Role' is not the name of a role"),
+        (
+            ("role", "bob@example.org", "Not A Role"),
+            "roles: lower case letters, digits, '-' and '_', at most 32, not 'Not A Role'",
+        ),
     ]:
         done = await run("user", *arguments, *place)
         assert (done.returncode, done.stdout) == (1, b""), done
