@@ -33,7 +33,7 @@ class PoolLimits:
 
     size: int = 20
     overflow: int = 30
-    patience_seconds: float = 0.05
+    patience_seconds: float = 0.25
     ready: int = 2
     per_user: int = 5
     wait_seconds: float = 30.0
