@@ -44,9 +44,9 @@ from app.web.health import Vitals
 from app.web.metrics import rss_bytes
 from app.web.socket import SocketBounds, SocketEndpoint
 from app.web.uploads import HEADER_BYTES
+from nurseries.audit import Audit, AuditBounds
 from nurseries.budgets import Budget, BudgetLimits
 from nurseries.events import Streams
-from nurseries.inspect import Audit, AuditBounds
 from nurseries.isolation import Isolation
 from nurseries.postgres.pool import PoolLimits, open_pool
 from nurseries.postgres.scoped import Database
@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from app.engine.models.cascade import ModelCascade
     from app.settings import PoolSettings, Settings
     from nurseries.server import Service
+    from nurseries.serving import Certificates
 
 SERVICE_CONNECTIONS: Final = 4
 logger = structlog.get_logger(__name__)
@@ -82,14 +83,16 @@ async def serve(
     Raises:
         StartupFailed: it could not start; the message says why.
     """
+    certificates = certificates_of(settings)  # first, as the catalog: mistakes are found without a database
     async with open_models(settings.all_models()) as models:
-        catalog = make_catalog(settings, models)  # first, since a mistake in it is found without a database
+        catalog = make_catalog(settings, models)
         async with (
             open_store(settings, audit_days=settings.audit.keep_days) as store,
             open_pools(settings, store) as pools,
         ):
             toolbox = Toolbox(settings.mcp, TokenVault(store.vault_key))
-            await _serve(settings, attrs.evolve(catalog, toolbox=toolbox), store, pools, ready, look)
+            catalog = attrs.evolve(catalog, toolbox=toolbox)
+            await _serve(settings, catalog, certificates, store, pools, ready, look)
 
 
 def make_catalog(settings: Settings, models: ModelCascade) -> Catalog:
@@ -186,6 +189,7 @@ def _with_limits(conninfo: str, pool: PoolSettings) -> str:
 async def _serve(  # noqa: PLR0913  # called once
     settings: Settings,
     catalog: Catalog,
+    certificates: Certificates | None,
     store: Store,
     pools: Pools,
     ready: Callable[[list[str], str | None], None],
@@ -244,7 +248,6 @@ async def _serve(  # noqa: PLR0913  # called once
         models=catalog.cascade.statistics,
         metrics=settings.metrics,
     )
-    certificates = certificates_of(settings)
     listener = Listener(
         http=make_application(accounts, kernel, runs, server, streams, catalog, vitals, refusals),
         websocket=endpoint,

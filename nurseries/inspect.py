@@ -1,7 +1,4 @@
-"""Looking at a server that runs: the live task tree, and the isolation audit, which has files of its own.
-
-The tree says which nursery holds which task, with the sessions and requests that own them.
-"""
+"""The live task tree of a server that runs: which nursery holds which task, and who owns the sessions and requests."""
 
 from __future__ import annotations
 
@@ -10,16 +7,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
-from nurseries.audit import Audit, AuditBounds, Report
-from nurseries.sharing import Finding, shared_between
-
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from nurseries.request import Request
     from nurseries.session import Session
-
-__all__ = ["Audit", "AuditBounds", "Finding", "Report", "live_tasks", "nursery_tree", "shared_between"]
 
 MAX_TASKS: Final = 10_000
 

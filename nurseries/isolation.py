@@ -10,8 +10,8 @@ import structlog
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from nurseries.audit import Report
     from nurseries.events import Event
-    from nurseries.inspect import Report
     from nurseries.sharing import Finding
 
 MAX_KNOWN: Final = 1000

@@ -89,9 +89,8 @@ class Trail:
         self._batch: list[Entry | Suspicion] = []  # taken from the queue, and not written yet
         self._wake = trio.Event()
         self._progress = trio.Event()
-        self._accepted = self._owed = self._settled = (
-            0  # told, in the batch, and written or found to be nothing
-        )
+        # How many were told, are in the batch, and were written or found to be nothing.
+        self._accepted = self._owed = self._settled = 0
         self._written = self._lost = self._untold = self._retries = 0
 
     # -- telling it --------------------------------------------------------------------------------

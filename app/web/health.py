@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from app.chat.runs import Runs
     from app.engine.models.cascade import ModelStatistics
     from app.leaks import Leaks
+    from nurseries.audit import Audit
     from nurseries.events import Streams
-    from nurseries.inspect import Audit
     from nurseries.isolation import Isolation
     from nurseries.request import Kernel
     from nurseries.server import Server

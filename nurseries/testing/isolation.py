@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from nurseries.infrastructure import KERNEL
-from nurseries.inspect import shared_between
 from nurseries.roots import roots_of
+from nurseries.sharing import shared_between
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,7 +21,7 @@ def assert_isolated(a: object, b: object, *, infrastructure: Infrastructure = KE
     Args:
         a: a request, a session, an agent, or anything else that belongs to one user.
         b: the like of another user.
-        infrastructure: what they may share; `nurseries.inspect` says what is looked into.
+        infrastructure: what they may share; `nurseries.reach` says what is looked into.
 
     Raises:
         AssertionError: there is something; the message has the way to it from either side.
