@@ -137,7 +137,7 @@ async def test_an_ordinary_user_runs_it_as_themselves(data_dir):
             assert (data_dir / "cluster").owner() == "nobody"
         finally:
             server.kill()
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             await wait_ended(pid)
 
 

@@ -1,5 +1,6 @@
 """Cancellation at any moment: clean connections, no lost lease, nothing left running, nobody else's rows."""
 
+import math
 import os
 import random
 import signal
@@ -14,8 +15,9 @@ from nurseries.postgres.pool import Pool, PoolLimits, open_pool
 from nurseries.postgres.scoped import ScopedDatabase, Statement
 
 CANCELLATIONS = 10_000
-SECONDS = 55  # a bound for a slow machine; about half of it is needed
+SECONDS = 600  # so that a storm that does not get on ends; nothing else is told by it
 TASKS = 12
+TRIES = 20  # units of each task by which the pace of this machine is told
 USERS = 40
 INSERT = "INSERT INTO notes (text, unit) VALUES ($1, $2)"
 MINE = "SELECT user_id, current_setting('app.user_id') FROM notes ORDER BY note_id DESC LIMIT 5"
@@ -72,17 +74,25 @@ class CancelAtStep(trio.abc.Instrument):
                 self.scope.cancel()
 
 
-def assert_at_rest(pool, notes):
-    """Nothing is lent, nothing runs on the server, no lock is held, and every unit is whole."""
+LOCKS = "SELECT * FROM pg_locks WHERE pid = ANY(%s) AND locktype <> 'virtualxid'"
+
+
+async def at_rest(pool, notes):
+    """Nothing is lent, nothing runs on the server, no lock is held, and every unit is whole.
+
+    A session that comes back is at rest at once. One that was closed, perhaps before it was open, hears of it when
+    its process gets to run, and until then is in whatever state it was.
+    """
     statistics = pool.statistics()
     assert (statistics.checked_out, statistics.waiting) == (0, 0)
     assert pool._budget.statistics().users == 0
     assert all(connection.is_clean for connection in pool._idle)
-    assert [state for _, state in notes.sessions() if state != "idle"] == []
-    assert (
-        notes.outside("SELECT * FROM pg_locks WHERE pid <> pg_backend_pid() AND locktype <> 'virtualxid'")
-        == []
-    )
+    kept = [connection.pid for connection in pool._idle]
+    assert [state for pid, state in notes.sessions() if pid in kept and state != "idle"] == []
+    assert notes.outside(LOCKS, kept) == []
+    with trio.fail_after(60):
+        while dict(notes.sessions()).keys() - kept:
+            await trio.lowlevel.checkpoint()
     assert notes.outside(UNSOUND_UNITS) == []
 
 
@@ -115,20 +125,46 @@ async def linger(db, _):
 UNITS = [read, read, write, write, converse, converse, linger]
 
 
+async def all_at_once(client):
+    """Run that many of it."""
+    async with trio.open_nursery() as clients:
+        for _ in range(TASKS):
+            clients.start_soon(client)
+
+
+async def pace_of(pool, chance):
+    """Return how many seconds a unit takes here and now, with as many beside it as in the storm."""
+
+    async def client():
+        for number in range(TRIES):
+            db = ScopedDatabase(pool, f"user {chance.randrange(USERS)}")
+            await UNITS[number % UNITS.index(linger)](db, chance_uuid(chance))
+
+    began = trio.current_time()
+    await all_at_once(client)
+    return (trio.current_time() - began) / TRIES
+
+
 async def storm(pool, chance, counts):
-    """Run units of random users and cancel them at random moments, until enough have been cancelled."""
+    """Run units of random users and cancel them at random moments, until enough have been cancelled.
+
+    The moments are of the order of what a unit takes, whatever that is on this machine. One unit in five is let
+    finish, so that a cancelled one is often followed by one that would notice.
+    """
+    pace = await pace_of(pool, chance)
 
     async def client():
         while counts["cancelled"] < CANCELLATIONS:
             db = ScopedDatabase(pool, f"user {chance.randrange(USERS)}")
             unit = chance.choice(UNITS)
-            with trio.move_on_after(chance.expovariate(1 / 0.012)) as scope:
-                await unit(db, str(chance_uuid(chance)))
+            patience = chance.expovariate(1 / pace)
+            if unit is not linger and chance.random() < 0.2:
+                patience = math.inf
+            with trio.move_on_after(patience) as scope:
+                await unit(db, chance_uuid(chance))
             counts["cancelled" if scope.cancelled_caught else "finished"] += 1
 
-    async with trio.open_nursery() as clients:
-        for _ in range(TASKS):
-            clients.start_soon(client)
+    await all_at_once(client)
 
 
 def chance_uuid(chance):
@@ -147,7 +183,7 @@ def test_ten_thousand_random_cancellations_leave_nothing_behind(notes, capsys):
             with trio.move_on_after(SECONDS) as scope:
                 await storm(pool, random.Random(seed), counts)
             assert not scope.cancelled_caught, f"only {counts} within {SECONDS} s"
-            assert_at_rest(pool, notes)
+            await at_rest(pool, notes)
             counts["stopped on the server"] = pool.stopped
             counts["connections lent"] = pool.lent
             counts["invalidated"] = pool.statistics().invalidated
@@ -203,7 +239,7 @@ async def cancel_once(notes, work, chance, *, ready, cancel):
                 nursery.start_soon(cancel, scope)
                 await work(db, chance_uuid(chance))
                 nursery.cancel_scope.cancel()
-        assert_at_rest(pool, notes)
+        await at_rest(pool, notes)
         await assert_own_rows(db, await ScopedDatabase(pool, "bob").fetch(MINE))
     return scope.cancelled_caught
 
@@ -270,7 +306,7 @@ async def test_a_second_cancellation_does_not_disturb_the_cleanup(pool, notes):
             await notes.wait_running("SELECT pg_sleep(60)")
             inner.cancel()
             outer.cancel()
-    assert_at_rest(pool, notes)
+    await at_rest(pool, notes)
     assert pool.statistics().checked_in == 1
     assert pool.statistics().invalidated == 0
 

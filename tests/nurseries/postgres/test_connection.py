@@ -88,14 +88,16 @@ async def test_more_than_the_socket_takes_is_sent_while_answers_are_read(connect
     assert all(connection.rows(result) == [(text,)] for result in results)
 
 
-async def test_two_tasks_cannot_use_a_session_at_once(connection):
+async def test_two_tasks_cannot_use_a_session_at_once(connection, notes):
     """The second is refused, and the first gets its own answer."""
+    notes.admin.execute("SELECT pg_advisory_lock(1)")
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(ask, connection, "SELECT pg_sleep(0.05)")
+        nursery.start_soon(ask, connection, "SELECT pg_advisory_xact_lock(1)")
         await trio.testing.wait_all_tasks_blocked()
         assert not connection.is_clean
         with pytest.raises(trio.BusyResourceError):
             await ask(connection, "SELECT 1")
+        notes.admin.execute("SELECT pg_advisory_unlock(1)")
     assert connection.is_clean
 
 

@@ -169,15 +169,17 @@ async def test_a_transaction_cannot_be_used_after_its_end(ann):
         await tx.fetch("SELECT 1")
 
 
-async def test_two_tasks_cannot_use_a_transaction_at_once(ann):
+async def test_two_tasks_cannot_use_a_transaction_at_once(ann, notes):
     """The second is refused and the first is not disturbed."""
+    notes.admin.execute("SELECT pg_advisory_lock(1)")
     async with ann.transaction() as tx:
         await tx.fetch("SELECT 1")
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(tx.fetch, "SELECT pg_sleep(0.05)")
+            nursery.start_soon(tx.fetch, "SELECT pg_advisory_xact_lock(1)")
             await trio.testing.wait_all_tasks_blocked()
             with pytest.raises(trio.BusyResourceError):
                 await tx.fetch("SELECT 2")
+            notes.admin.execute("SELECT pg_advisory_unlock(1)")
         assert await tx.fetch("SELECT 3") == [(3,)]
 
 
