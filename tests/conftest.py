@@ -1,10 +1,17 @@
 """The fixtures that our tests share are those of the installed plugin; here they have shorter names."""
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from app.logs import configure_logging
 
 configure_logging("debug")  # as the server logs: structlog's own default renders tracebacks for a second each
+
+# How long an example takes says something of the machine alone, and what fails today is to fail tomorrow, too.
+settings.register_profile(
+    "repeatable", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("repeatable")
 
 
 @pytest.fixture(scope="session")

@@ -136,9 +136,15 @@ async def test_cancelled_send_closes_the_socket():
             await echo(handshake)
             return
         websocket = await handshake.accept()
-        with trio.move_on_after(0.1):
+
+        async def send_for_ever() -> None:
             while True:
                 await websocket.send([b"x" * 100_000] * 10)
+
+        async with trio.open_nursery() as sending:
+            sending.start_soon(send_for_ever)
+            await trio.testing.wait_all_tasks_blocked()  # the peer takes no more: in the middle of a frame
+            sending.cancel_scope.cancel()
         try:
             await websocket.send([b"more"])
         except Exception as error:  # noqa: BLE001  # the test looks at what came

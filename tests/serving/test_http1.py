@@ -187,7 +187,7 @@ async def test_expect_continue():
         assert (await peer.response())[2] == b"3"
 
 
-async def test_rate_of_an_address():
+async def test_rate_of_an_address(autojump_clock):
     """Above its rate an address gets 429 with Retry-After; handshakes count too."""
     async with serving(ServingLimits(requests_per_second=1, request_burst=3)) as house:
         async with house.connect() as peer:

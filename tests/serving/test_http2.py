@@ -114,7 +114,7 @@ async def test_failing_handler(certificates):
         assert made.status == {1: 500, 3: 200}
 
 
-async def test_rate_of_an_address(certificates):
+async def test_rate_of_an_address(certificates, autojump_clock):
     """Above its rate an address gets 429 on each stream."""
     limits = ServingLimits(requests_per_second=1, request_burst=2)
     async with quick(certificates, limits=limits) as house, client(house) as made:

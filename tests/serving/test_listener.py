@@ -96,7 +96,7 @@ async def test_forwarded_headers_are_nobodys_word():
         assert json.loads((await peer.response())[2]) == {"address": "127.0.0.1", "scheme": "http"}
 
 
-async def test_forwarded_headers_of_a_trusted_proxy():
+async def test_forwarded_headers_of_a_trusted_proxy(autojump_clock):
     """A trusted proxy names the client, for requests, sockets and rates alike."""
     peers = []
 

@@ -80,7 +80,7 @@ async def test_peer_that_does_not_speak_tls(certificates, data):
         await house.wait_alone()
 
 
-async def test_hanging_handshake(certificates):
+async def test_hanging_handshake(certificates, autojump_clock):
     """A TLS handshake that does not go on is closed."""
     async with secure(certificates, limits=ServingLimits(tls_seconds=0.1)) as house:
         stream = await trio.open_tcp_stream("127.0.0.1", house.port)
