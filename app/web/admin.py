@@ -12,14 +12,13 @@ from app.audit.event import KINDS
 from app.errors import InvalidField
 from app.web.authentication import require_identity
 from app.web.bodies import json_response
+from app.web.parameters import cursor, page_limit
 from nurseries.ids import is_id
 from nurseries.inspect import nursery_tree
 
 if TYPE_CHECKING:
     from app.web.health import Vitals
 
-PAGE: Final = 50
-MAX_PAGE: Final = 200
 LATEST_SECONDS: Final = 1.0
 """How long the trail's page waits for what has just happened to be written."""
 
@@ -47,9 +46,7 @@ def admin_blueprint(vitals: Vitals) -> Blueprint:
     @admin.get("/v1/admin/audit")
     async def audit() -> Response:
         await require_identity(vitals.service, role=ADMIN)
-        after, limit = _number("after", 0), _number("limit", PAGE)
-        if not 1 <= limit <= MAX_PAGE:
-            raise InvalidField("limit", f"must be a number from 1 to {MAX_PAGE}")
+        after, limit = cursor(), page_limit()
         kind, user_id = _one_of_ours("kind", KINDS), request.args.get("user_id")
         if user_id is not None and not is_id(user_id):
             raise InvalidField("user_id", "must be a user id")
@@ -59,13 +56,6 @@ def admin_blueprint(vitals: Vitals) -> Blueprint:
         return json_response({"entries": entries, "next": entries[-1].id if entries else after})
 
     return admin
-
-
-def _number(name: str, default: int) -> int:
-    text = request.args.get(name, str(default))
-    if not (text.isascii() and text.isdigit() and len(text) <= 18):
-        raise InvalidField(name, "must be a whole number")
-    return int(text)
 
 
 def _one_of_ours(name: str, known: frozenset[str]) -> str | None:

@@ -11,12 +11,13 @@ from app.web.accounts import accounts_blueprint
 from app.web.admin import admin_blueprint
 from app.web.approvals import approvals_blueprint
 from app.web.authentication import refuse_query_tokens, require_identity
-from app.web.bodies import json_response, refuse_unknown_parameters
+from app.web.bodies import json_response
 from app.web.exchange import Application
 from app.web.feeds import Feeds
 from app.web.files import files_blueprint
 from app.web.health import health_blueprint
 from app.web.mcp import mcp_blueprint
+from app.web.parameters import refuse_unknown_parameters
 from app.web.problems import install_problems
 from app.web.refusals import teller
 from app.web.runs import runs_blueprint

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 from quart import Response, request
@@ -11,11 +11,6 @@ from quart_trio.wrappers import TrioResponse
 
 from app.errors import BadJson, InvalidField
 from app.wire.codec import BadFrame, BadJSON, convert, decode_json, encode_json
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from quart import Quart
 
 
 class Body(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -52,23 +47,6 @@ async def read_body(target: type[B]) -> B:
     """Return the body of the current request as `target`; raises as `decode_body` does."""
     data = await request.get_data(cache=False, as_text=False, parse_form_data=False)
     return decode_body(data, target)
-
-
-def refuse_unknown_parameters(app: Quart, known: Mapping[str, frozenset[str]]) -> None:
-    """Answer 422 to a query parameter that a route of the API does not take, as to a field of a body.
-
-    Args:
-        app: whose routes.
-        known: the parameters of each endpoint that takes any.
-    """
-
-    async def refuse() -> None:
-        if request.path.startswith("/v1/"):
-            unknown = set(request.args) - known.get(request.endpoint or "", frozenset())
-            if unknown:
-                raise InvalidField(min(unknown), "no such parameter")
-
-    app.before_request(refuse)
 
 
 def json_response(document: Any, status: int = 200) -> Response:

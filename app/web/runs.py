@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from quart import Blueprint, Response, request
+from quart import Blueprint, Response
 
 from app.chat.acceptance import KeyReused
 from app.chat.calls import open_call
 from app.chat.dispatch import DEFAULT_AGENT
 from app.chat.ids import known
 from app.chat.run import Ask
-from app.errors import InvalidField, NotFound
+from app.errors import NotFound
 from app.store import approvals as approval_store
 from app.web.approvals import shown
 from app.web.authentication import require_identity
 from app.web.bodies import Body, Empty, json_response, read_body
 from app.web.exchange import exchange_nursery
-from app.web.idempotency import idempotency_key
+from app.web.parameters import cursor, flag, idempotency_key
 from app.web.sse import event_stream, wants_event_stream
 from app.wire.messages import OnConflict, OnDisconnect  # noqa: TC001  # msgspec reads the annotations
 
@@ -54,7 +54,7 @@ def runs_blueprint(  # noqa: C901  # one closure a route
         identity = await require_identity(service)
         server.refuse_when_draining()
         body, stream = await read_body(NewRun), wants_event_stream()
-        wait = _flag("wait") or stream
+        wait = flag("wait") or stream
         ask = Ask(
             thread_id=known(thread_id, "thread"),
             content=body.content,
@@ -97,7 +97,7 @@ def runs_blueprint(  # noqa: C901  # one closure a route
     @blueprint.get("/v1/threads/<thread_id>/events")
     async def events(thread_id: str) -> Response:
         identity = await require_identity(service)
-        pages = await feeds.of_thread(identity, known(thread_id, "thread"), _cursor())
+        pages = await feeds.of_thread(identity, known(thread_id, "thread"), cursor("Last-Event-ID"))
         return event_stream(pages)
 
     async def _submit(identity: Identity, ask: Ask, owner: trio.Nursery) -> Accepted:
@@ -121,21 +121,6 @@ def runs_blueprint(  # noqa: C901  # one closure a route
         return {"run_id": row.run_id, "status": row.status, "output": row.output, **_error(row)}
 
     return blueprint
-
-
-def _flag(name: str) -> bool:
-    text = request.args.get(name, "false")
-    if text not in {"true", "false"}:
-        raise InvalidField(name, "must be true or false")
-    return text == "true"
-
-
-def _cursor() -> int:
-    name = "Last-Event-ID" if request.headers.get("Last-Event-ID") else "after"
-    text = request.headers.get("Last-Event-ID") or request.args.get("after", "0")
-    if not (text.isascii() and text.isdigit() and len(text) <= 18):
-        raise InvalidField(name, "must be a whole number")
-    return int(text)
 
 
 def _error(row: RunRow) -> dict[str, Any]:

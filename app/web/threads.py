@@ -17,7 +17,7 @@ from app.store import keys as key_store
 from app.store import threads as store
 from app.web.authentication import require_identity
 from app.web.bodies import Body, json_response, no_content, read_body
-from app.web.idempotency import idempotency_key
+from app.web.parameters import idempotency_key, page_limit
 from app.wire.codec import encode_json
 from nurseries.errors import OutcomeUnknown
 from nurseries.ids import new_id
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from nurseries.request import Kernel, Request
 
 MAX_TITLE: Final = 200
-PAGE: Final = 50
-MAX_PAGE: Final = 200
 
 
 class NewThread(Body, frozen=True):
@@ -59,7 +57,7 @@ def threads_blueprint(service: AccountService, kernel: Kernel, runs: Runs) -> Bl
     @threads.get("/v1/threads")
     async def page() -> Response:
         identity = await require_identity(service)
-        limit, before = _paging("thread")
+        limit, before = page_limit(), _before("thread")
         async with open_call(kernel, identity.user_id) as call:
             found = await store.page(call.database, limit + 1, before)
         if found is None:
@@ -92,7 +90,7 @@ def threads_blueprint(service: AccountService, kernel: Kernel, runs: Runs) -> Bl
     @threads.get("/v1/threads/<thread_id>/messages")
     async def messages(thread_id: str) -> Response:
         identity = await require_identity(service)
-        limit, before = _paging("thread or message")
+        limit, before = page_limit(), _before("thread or message")
         async with open_call(
             kernel, identity.user_id, thread_id=known(thread_id, "thread or message")
         ) as call:
@@ -139,11 +137,6 @@ def _title(title: str) -> str:
     return title.strip()
 
 
-def _paging(kind: str) -> tuple[int, str | None]:
-    text = request.args.get("limit", str(PAGE))
-    if not (
-        text.isascii() and text.isdigit() and len(text) <= len(str(MAX_PAGE)) and 1 <= int(text) <= MAX_PAGE
-    ):
-        raise InvalidField("limit", f"must be a number from 1 to {MAX_PAGE}")
+def _before(kind: str) -> str | None:
     before = request.args.get("before")
-    return int(text), None if before is None else known(before, kind)
+    return None if before is None else known(before, kind)
