@@ -8,13 +8,14 @@ from app.engine.request import AgentRequest, Answer, HistoryMessage, RunLimits
 from app.engine.stages import Stage
 from app.engine.supervisor import Member, Supervisor
 from app.tools.decorator import tool
-from app.tools.schema import Parameters, Tool, ToolContext
+from app.tools.schema import CallContext, Parameters, Tool, ToolContext
 
 __all__ = [
     "Agent",
     "AgentFailed",
     "AgentRequest",
     "Answer",
+    "CallContext",
     "HistoryMessage",
     "Member",
     "Parameters",

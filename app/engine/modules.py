@@ -79,7 +79,7 @@ class _Mistakes:
         try:
             yield
         except (TypeError, ValueError) as error:
-            self._found.append((*_place(declared, self._module), str(error)))
+            self._found.append((*_place(declared, self._module), _words(error)))
 
     def check(self) -> None:
         """Raise StartupFailed if there are any."""
@@ -100,7 +100,7 @@ def _import(name: str) -> ModuleType:
         return importlib.import_module(name)
     except (Exception, SystemExit) as error:  # whatever its code raises
         raise StartupFailed(
-            f"the agents module {name} cannot be imported: {type(error).__name__}: {error}{_cause(error)}"
+            f"the agents module {name} cannot be imported: {type(error).__name__}: {_words(error)}{_cause(error)}"
         ) from error
 
 
@@ -119,6 +119,11 @@ def _is_agent(declared: type) -> bool:
     return issubclass(declared, Agent) or all(
         hasattr(declared, field) for field in ("name", "description", "run")
     )
+
+
+def _words(error: BaseException) -> str:
+    """Return what an error says; the validators of attrs put the attribute, the class and the value behind it."""
+    return str(error.args[0] if type(error) in {TypeError, ValueError} and error.args else error)
 
 
 def _cause(error: BaseException) -> str:

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, get_type_hints, overload
 
 import msgspec
 
-from app.tools.schema import Parameters, Tool, ToolContext
-from nurseries.context import UserContext
+from app.tools.schema import CallContext, Parameters, Tool, ToolContext
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -42,7 +41,7 @@ def tool(
 
     Each parameter becomes an argument that a model may write, checked and converted before the function is
     called; bounds are given with `Annotated[int, msgspec.Meta(ge=1, le=10, description="...")]`. A parameter
-    annotated with `ToolContext` (asynchronous functions) or `UserContext` (plain ones) is given who asks and is
+    annotated with `ToolContext` (asynchronous functions) or `CallContext` (plain ones) is given who asks and is
     no argument. A plain function runs in a worker thread; one that ignores its cancellation holds the thread's
     place until it returns.
 
@@ -75,7 +74,7 @@ def _make(function: Callable[..., Any], *, name: str | None, description: str | 
             f"tool {own}: needs a docstring or a description, which tells the model what it is for"
         )
     hints = get_type_hints(function, include_extras=True)
-    wanted: type = ToolContext if is_async else UserContext
+    wanted: type = ToolContext if is_async else CallContext
     context = _context_parameter(own, hints, wanted)
     parameters = _parameters(function, {key: hint for key, hint in hints.items() if key != context})
     return Tool(
@@ -94,7 +93,7 @@ def _first_paragraph(function: Callable[..., Any]) -> str:
 
 def _context_parameter(own: str, hints: Mapping[str, Any], wanted: type) -> str | None:
     """Return the parameter that is given who asks, if there is one."""
-    found = [key for key, hint in hints.items() if key != "return" and hint in {ToolContext, UserContext}]
+    found = [key for key, hint in hints.items() if key != "return" and hint in {ToolContext, CallContext}]
     if len(found) > 1:
         raise TypeError(f"tool {own}: {' and '.join(found)}: one parameter for the context is enough")
     if found and hints[found[0]] is not wanted:

@@ -13,7 +13,7 @@ import trio
 from app.tools.clip import clean_text, clip
 from app.tools.failures import TELLABLE, ToolCrashed, ToolTimeout, UnknownTool, cancellation_of, tell
 from app.tools.ledger import Forgetful, NobodyToAsk
-from app.tools.schema import InvalidArguments, ToolContext
+from app.tools.schema import CallContext, InvalidArguments, ToolContext
 from nurseries.errors import CallerError
 
 if TYPE_CHECKING:
@@ -290,9 +290,8 @@ class Dispatcher:
             if tool.is_async:
                 context = ToolContext(self._context, self._database, call.call_id)
                 return await tool.function(context, call.parameters)
-            return await self._threads.run(
-                self._context.user_id, tool.function, self._context, call.parameters
-            )
+            asked = CallContext(self._context, call.call_id)
+            return await self._threads.run(self._context.user_id, tool.function, asked, call.parameters)
         raise ToolTimeout(f"the tool {call.name} did not answer within {seconds:g} seconds")
 
     def _bounded(self, value: Any) -> Any:

@@ -35,13 +35,26 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 @attrs.frozen
+class CallContext:
+    """All that a plain function gets besides its arguments. It runs in a thread, where there is no database.
+
+    Attributes:
+        context: who asks.
+        call_id: the same in every attempt at one call: a call that a lost server cut off is made again.
+    """
+
+    context: UserContext
+    call_id: str = ""
+
+
+@attrs.frozen
 class ToolContext:
-    """All that a tool gets besides its arguments.
+    """All that an asynchronous function gets besides its arguments.
 
     Attributes:
         context: who asks.
         database: that user's rows and nobody else's.
-        call_id: the same in every attempt at one call: a call that a lost server cut off is made again.
+        call_id: as in `CallContext`.
     """
 
     context: UserContext
@@ -96,7 +109,7 @@ class Tool:
         description: when to use it, for the model and for people.
         parameters: the type of its arguments, or the JSON schema of those that its function checks itself; the
             function is given a dictionary then.
-        function: `async def (context: ToolContext, parameters)`; or a plain `def (context: UserContext,
+        function: `async def (context: ToolContext, parameters)`; or a plain `def (context: CallContext,
             parameters)`, which runs in a worker thread and so has no database. It returns JSON values, attrs
             or msgspec objects. A `CallerError` that it raises is told in its own words, another error by
             its type alone.

@@ -45,6 +45,13 @@ async def clock(zone: str) -> str:
     'The time.'
     return zone
 """
+MEMBER = """from app.agents import Member, Supervisor
+
+class Desk(Supervisor):
+    members = (
+        Member("assistant", on_failure="ignore"),
+    )
+"""
 
 
 @pytest.fixture
@@ -184,6 +191,7 @@ def test_a_package(module, tmp_path):
         (PLAIN.replace('"plain"', "1"), "Plain.name: lower case", 2),
         (TOOL + FUNCTION, "tool 'clock' is registered already", 3),
         (TOOL.replace("zone: str", "user_id: str"), "identity comes from the context", 3),
+        (MEMBER, "ValueError: 'on_failure' must be in ('end', 'skip') (got 'ignore') (", 5),
     ],
 )
 def test_mistakes(module, text, reason, line):

@@ -10,7 +10,7 @@ import trio
 from msgspec import Meta
 
 from app.tools.decorator import tool
-from app.tools.schema import InvalidArguments, ToolContext
+from app.tools.schema import CallContext, InvalidArguments, ToolContext
 from nurseries.context import UserContext
 
 
@@ -32,8 +32,8 @@ async def forecast(
 
 
 @tool(name="shout_it", description="Make it loud.", seconds=2)
-def shout(text: str, who: UserContext) -> str:
-    return f"{text.upper()} ({who.user_id})"
+def shout(text: str, who: CallContext) -> str:
+    return f"{text.upper()} ({who.context.user_id}, {who.call_id})"
 
 
 def test_the_signature_is_the_schema_and_the_docstring_the_description():
@@ -62,10 +62,10 @@ async def test_an_asynchronous_function_gets_its_arguments_and_who_asks(house):
 
 
 def test_a_plain_function_stays_plain_so_that_it_runs_in_a_thread():
-    """It is called without a loop, with the user's context alone."""
-    context = UserContext(user_id="ann", thread_id="t-1", run_id="r-1")
+    """It is called without a loop, with who asks and the call's id alone."""
+    asked = CallContext(UserContext(user_id="ann", thread_id="t-1", run_id="r-1"), "c-1")
     assert not shout.is_async
-    assert shout.function(context, shout.parse({"text": "hey"})) == "HEY (ann)"
+    assert shout.function(asked, shout.parse({"text": "hey"})) == "HEY (ann, c-1)"
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def identity(user_id: str):
     """Say."""
 
 
-def twice(one: UserContext, two: UserContext):
+def twice(one: CallContext, two: CallContext):
     """Say."""
 
 
@@ -117,7 +117,7 @@ def database_in_a_thread(who: ToolContext):
     """Say."""
 
 
-async def too_little(who: UserContext):
+async def too_little(who: CallContext):
     """Say."""
 
 

@@ -404,14 +404,15 @@ async def test_a_tool_gets_the_context_of_its_request(house, dispatching):
         rows = await tool_context.database.fetch("SELECT app_user_id()::text")
         return [tool_context.context.user_id, rows[0][0]]
 
-    def who_in_thread(context, _parameters):
-        return [context.user_id, threading.current_thread() is threading.main_thread()]
+    def who_in_thread(asked, _parameters):
+        in_thread = threading.current_thread() is not threading.main_thread()
+        return [asked.context.user_id, asked.call_id, in_thread]
 
     async with house.request() as (request, _):
         dispatcher = dispatching(request, tool(who), tool(who_in_thread, name="thread"))
         user_id = request.context.user_id
         assert (await dispatcher.call("1", "probe", {})).result == [user_id, user_id]
-        assert (await dispatcher.call("2", "thread", {})).result == [user_id, False]
+        assert (await dispatcher.call("2", "thread", {})).result == [user_id, "2", True]
 
 
 # -- the ledger ----------------------------------------------------------------------------------------------
