@@ -13,12 +13,21 @@ ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
 
 
+def anchors(page):
+    """The headings of a page, as links name them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_lead_to_files(page):
-    """Every relative link of a page, without its fragment."""
-    for link in re.findall(r"\]\(([^)#\s]+)", page.read_text()):
+def test_links_lead_somewhere(page):
+    """Every relative link of a page: to a file that is there, and in it to a heading."""
+    for link in re.findall(r"\]\(([^)\s]+)", page.read_text()):
         if "://" not in link:
-            assert (page.parent / link).exists(), link
+            path, _, heading = link.partition("#")
+            target = page.parent / path if path else page
+            assert target.exists(), link
+            assert not heading or heading in anchors(target), link
 
 
 NAMED = re.compile(r"`(tests/[\w/]+\.py)::(\w+)")
@@ -46,9 +55,10 @@ def test_no_hazard_is_without_a_test():
     assert all(NAMED.search(row) for row in rows)
 
 
-def test_paths_in_the_readme_exist():
-    """The table of promises names files that are there."""
-    for path in re.findall(r"`((?:tests|docs|app|nurseries)/[\w/.]+)`", (ROOT / "README.md").read_text()):
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_paths_exist(page):
+    """What a page names in the repository is there."""
+    for path in re.findall(r"`((?:tests|docs|app|nurseries)/[\w/.]+)`", page.read_text()):
         assert (ROOT / path).exists(), path
 
 
