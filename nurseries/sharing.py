@@ -99,25 +99,32 @@ class Walk:
 
     def __init__(self, reach: Reach) -> None:
         self._reach = reach
-        self._seen: dict[int, tuple[object, str, object]] = {}  # the object, its first owner, where from
+        # By address: the object, its first owner, where from. A tuple for each would be as many objects more for the
+        # cyclic collector, which would then look through the whole process at once, in the middle of the walk.
+        self._seen: dict[int, object] = {}
+        self._owners: dict[int, str] = {}
+        self._vias: dict[int, object] = {}
         self._again: dict[int, tuple[str, object]] = {}  # of what is shared: the second owner, where from
-        self._waiting: deque[tuple[str, object]] = deque()
+        self._waiting: deque[object] = deque()
+        self._owner = ""
         self.objects = 0
         self.shared: list[Shared] = []
 
     def enter(self, owner: str, root: object) -> None:
-        """Add a root of an owner."""
-        self._reached(owner, root, None)
+        """Add a root of an owner; that of another one when all those before are done."""
+        assert owner == self._owner or not self._waiting
+        self._owner = owner
+        self._reached(root, None)
 
     def step(self, count: int) -> bool:
         """Open up to `count` objects; say whether all are done."""
         waiting, inside = self._waiting, self._reach.inside
         while waiting and count > 0:
-            owner, thing = waiting.popleft()
+            thing = waiting.popleft()
             count -= 1
             self.objects += 1
             for held in inside(thing):
-                self._reached(owner, held, thing)
+                self._reached(held, thing)
         return not waiting
 
     def findings(self) -> Iterator[Finding]:
@@ -139,23 +146,25 @@ class Walk:
         return describe(way[::-1], self._reach)
 
     def _via(self, owner: str, thing: object) -> object:
-        _, first, via = self._seen[id(thing)]
-        if first == owner:
-            return via
+        if self._owners[id(thing)] == owner:
+            return self._vias[id(thing)]
         again = self._again.get(id(thing))
         return again[1] if again is not None and again[0] == owner else None
 
-    def _reached(self, owner: str, thing: object, via: object) -> None:
+    def _reached(self, thing: object, via: object) -> None:
         kind = self._reach.kind(thing)
         if kind == NOTHING:
             return
-        seen = self._seen.get(id(thing))
-        if seen is None:
-            self._seen[id(thing)] = (thing, owner, via)
-            self._waiting.append((owner, thing))
-        elif seen[1] != owner and id(thing) not in self._again:
-            self._again[id(thing)] = (owner, via)
+        address, owner = id(thing), self._owner
+        first = self._owners.get(address)
+        if first is None:
+            self._seen[address] = thing
+            self._owners[address] = owner
+            self._vias[address] = via
+            self._waiting.append(thing)
+        elif first != owner and address not in self._again:
+            self._again[address] = (owner, via)
             if kind != STATE:
-                self._waiting.append((owner, thing))
+                self._waiting.append(thing)
             elif not is_blank(thing):
-                self.shared.append(Shared(thing, seen[1], owner, via))
+                self.shared.append(Shared(thing, first, owner, via))

@@ -1,5 +1,6 @@
 """The audit of what is open: its bounds, its second look, its schedule, and what a finding sets off."""
 
+import gc
 import types
 
 import pytest
@@ -112,6 +113,16 @@ async def test_others_run_while_it_audits(monkeypatch):
         await make_audit({"alice": [[[] for _ in range(5000)]]}).audit()
         nursery.cancel_scope.cancel()
     assert turns >= 50
+
+
+async def test_an_audit_makes_no_work_for_the_collector():
+    """Which would look through all of the process at once, and hold up everybody for that time."""
+    things = [[number] for number in range(50_000)]
+    audit = make_audit({"alice": [things], "bob": [[[] for _ in range(10_000)]]})
+    gc.collect()
+    before = gc.get_stats()[0]["collections"]
+    assert (await audit.audit()).objects >= 60_000
+    assert gc.get_stats()[0]["collections"] - before < 10
 
 
 async def test_more_suspicions_than_can_be_looked_at_are_not_passed_over_in_silence(monkeypatch):
