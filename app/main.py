@@ -48,7 +48,7 @@ from nurseries.audit import Audit, AuditBounds
 from nurseries.budgets import Budget, BudgetLimits
 from nurseries.events import Streams
 from nurseries.isolation import Isolation
-from nurseries.postgres.pool import PoolLimits, open_pool
+from nurseries.postgres.pool import Pool, PoolLimits, open_pool
 from nurseries.postgres.scoped import Database
 from nurseries.request import Kernel
 from nurseries.server import Server
@@ -119,8 +119,13 @@ def make_catalog(settings: Settings, models: ModelCascade) -> Catalog:
 
 @attrs.frozen(eq=False)
 class Pools:
-    """The databases of the four parts."""
+    """The databases of the four parts.
 
+    Attributes:
+        needed: what every call leases from: to tell who asks, and to answer.
+    """
+
+    needed: tuple[Pool, ...]
     kernel: Kernel
     streams: Streams
     journal: Journal
@@ -166,6 +171,7 @@ async def open_pools(settings: Settings, store: Store) -> AsyncIterator[Pools]:
         )
         kernel = Kernel(requests, journal, budget)
         yield Pools(
+            (accounts, requests),
             kernel,
             streams,
             journal,
@@ -235,6 +241,7 @@ async def _serve(  # noqa: PLR0913  # called once
     )
     leaks = Leaks(kernel, server, streams, runs, rss_bytes)
     vitals = Vitals(
+        pools=pools.needed,
         service=accounts,
         server=server,
         kernel=kernel,

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from nurseries.audit import Audit
     from nurseries.events import Streams
     from nurseries.isolation import Isolation
+    from nurseries.postgres.pool import Pool
     from nurseries.request import Kernel
     from nurseries.server import Server
     from nurseries.serving import Listener
@@ -36,8 +37,13 @@ PROBE_SECONDS: Final = 2.0
 
 @attrs.define(eq=False, kw_only=True)
 class Vitals:
-    """All that a health page looks at. `listener` is set when there is one: it serves these pages itself."""
+    """All that a health page looks at. `listener` is set when there is one: it serves these pages itself.
 
+    Attributes:
+        pools: those without which no call can be answered; each has a role and a breaker of its own.
+    """
+
+    pools: Sequence[Pool]
     service: AccountService
     server: Server
     kernel: Kernel
@@ -57,23 +63,12 @@ class Vitals:
         reasons: list[str] = []
         if self.server.state != "ready":
             reasons.append(self.server.state)
-        if not await self._database_answers():
+        if not all([await _answers(pool) for pool in self.pools]):
             reasons.append("database unavailable")
-        statistics = self.kernel.pool.statistics()
-        if "open" in {statistics.connecting.state, statistics.queueing.state}:
+        statistics = [pool.statistics() for pool in self.pools]
+        if "open" in {state for each in statistics for state in (each.connecting.state, each.queueing.state)}:
             reasons.append("breaker open")
         return reasons
-
-    async def _database_answers(self) -> bool:
-        """Ask it: a server that nobody uses has no other way to know, neither when it is lost nor when it is back."""
-        if self.kernel.pool.statistics().utilization >= 1:
-            return True  # it is busy; whether too busy is for the breaker to say
-        try:
-            with trio.fail_after(PROBE_SECONDS):
-                await Database(self.kernel.pool, borrower="health").fetch_one("SELECT 1")
-        except (NurseriesError, trio.TooSlowError) as error:
-            return isinstance(error, PoolExhausted)
-        return True
 
     def status(self) -> dict[str, Any]:
         """Return everything that is counted."""
@@ -97,6 +92,18 @@ class Vitals:
             "serving": attrs.asdict(self.listener.statistics()),
             "memory": process_memory(),
         }
+
+
+async def _answers(pool: Pool) -> bool:
+    """Ask its database: a server that nobody uses cannot know otherwise when it is lost, nor when it is back."""
+    if pool.statistics().utilization >= 1:
+        return True  # it is busy; whether too busy is for the breaker to say
+    try:
+        with trio.fail_after(PROBE_SECONDS):
+            await Database(pool, borrower="health").fetch_one("SELECT 1")
+    except (NurseriesError, trio.TooSlowError) as error:
+        return isinstance(error, PoolExhausted)
+    return True
 
 
 def health_blueprint(vitals: Vitals) -> Blueprint:
