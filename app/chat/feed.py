@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from nurseries.errors import Unavailable
+
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
 
@@ -27,14 +29,26 @@ ENDS: Final = frozenset({"run_failed", "run_cancelled", "run_interrupted", "agen
 async def follow(  # noqa: PLR0913  # who, where, from when, and until when
     streams: Streams, history: History, user_id: str, thread_id: str, after: int, outlook: Outlook
 ) -> AsyncGenerator[Sequence[Event], None]:
-    """Yield pages of events after `after` while more can come; an empty page says that all is quiet, now and then."""
+    """Yield pages of events after `after` while more can come; an empty page says that all is quiet, now and then.
+
+    Where the log cannot be read for now the reader waits, as the runs do that write it.
+    """
     cursor = after
     while True:
         with streams.listen(user_id, events=FEED_EVENTS) as outbox:
             over = outlook.over  # asked before the log is read: then what it holds is all
-            while page := await history.read(thread_id, cursor):
-                cursor = page[-1].seq
-                yield page
+            unread = True
+            while unread:
+                try:
+                    page = await history.read(thread_id, cursor)
+                except Unavailable as error:
+                    yield ()
+                    await trio.sleep(error.retry_after)
+                    continue
+                unread = bool(page)
+                if page:
+                    cursor = page[-1].seq
+                    yield page
             if over:
                 return
             try:

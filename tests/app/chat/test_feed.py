@@ -8,6 +8,7 @@ import trio
 
 from app.chat.endings import Endings
 from app.chat.feed import follow
+from nurseries.errors import DatabaseUnavailable
 from nurseries.events import Event, Origin, Streams
 
 ANN = Origin.of_ids("ann", "thread", "run")
@@ -19,6 +20,7 @@ class Log:
 
     events: list[Event] = attrs.field(factory=list)
     meanwhile: Callable[[], None] | None = None
+    away: int = 0  # so many times it cannot be read
 
     async def last_seq(self, thread_id: str) -> int:
         await trio.lowlevel.checkpoint()
@@ -26,6 +28,9 @@ class Log:
 
     async def read(self, thread_id: str, after: int) -> Sequence[Event]:
         await trio.lowlevel.checkpoint()
+        if self.away:
+            self.away -= 1
+            raise DatabaseUnavailable("no connection")
         page = self.events[after : after + 2]
         if self.meanwhile is not None:
             self.meanwhile()
@@ -98,6 +103,20 @@ async def test_an_end_during_the_replay_cuts_nothing_off(log, endings):
     endings.tell("ann", "thread")
     log.say(streams)
     assert first + await numbers(pages) == list(range(1, 9))
+
+
+async def test_a_log_that_is_away_is_waited_for(log, endings, autojump_clock):
+    """In the middle of the replay, for as long as it takes: who reads is told that it is quiet, and misses nothing."""
+    streams = Streams()
+    for _ in range(5):
+        log.say(streams)
+    pages = reader(streams, log, endings)
+    assert [event.seq for event in await anext(pages)] == [1, 2]
+    log.away = 3
+    assert [len(await anext(pages)) for _ in range(3)] == [0, 0, 0]
+    log.say(streams)
+    endings.tell("ann", "thread")
+    assert await numbers(pages) == [3, 4, 5, 6]
 
 
 async def test_an_end_after_an_overflow_cuts_nothing_off(log, endings, monkeypatch):
