@@ -17,8 +17,9 @@ IDLE: Final = "Trio thread "
 HELP: Final = """\
 A multi-user AI-agent chat server in which every request lives in its own nursery.
 
-`serve` runs it, `chat` talks to its agents, and `user` adds people, disables them and gives them roles. `audit` looks for
-what two users share; `bench` measures a server, and `soak` lets many users do everything for a long time."""
+`serve` runs it, `chat` talks to its agents, `files` uploads tables for one of them, and `user` adds people, disables them
+and gives them roles. `audit` looks for what two users share; `bench` measures a server, and `soak` lets many users do
+everything for a long time."""
 
 app = App(
     name="nurseries",
@@ -30,6 +31,7 @@ app = App(
 # By name, so that no command waits for what another one imports.
 app.command("app.cli.serve:serve_command", name="serve")
 app.command("app.cli.chat:chat_command", name="chat")
+app.command("app.cli.files:files", name="files")
 app.command("app.cli.user:user", name="user")
 app.command("app.cli.audit:audit_command", name="audit")
 app.command("app.cli.bench:bench_command", name="bench")

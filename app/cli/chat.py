@@ -53,7 +53,7 @@ async def chat_command(  # noqa: PLR0913  a command has as many parameters as fl
 
     Args:
         url: Where the server is.
-        email: The account; asked for when it is not given.
+        email: The account; the one that is logged in here, or asked for, when it is not given.
         password: Its password, needed for the first login only: the session is kept in the state
             directory, readable by its owner alone. Better in the variable than on the command line.
         register: Make the account first.

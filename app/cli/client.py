@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 import time
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import urlsplit
 
@@ -13,10 +13,11 @@ import httpx
 import msgspec
 import trio
 
-from app.cli.failures import Unreachable, admitted, refusal
+from app.cli.failures import NoSuchFile, Unreachable, admitted, refusal
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
 
     from trio.abc import Stream
 
@@ -124,7 +125,7 @@ class Api:
     async def register(self, email: str, password: str) -> str:
         """Make an account and return its user id."""
         answer = await self.call("POST", "/v1/auth/register", {"email": email, "password": password})
-        return _read(answer, _Registered).user_id
+        return read(answer, _Registered).user_id
 
     async def login(self, email: str, password: str) -> Tokens:
         """Start a session."""
@@ -140,40 +141,40 @@ class Api:
 
     async def me(self, token: str) -> str:
         """Return the user id that a token stands for."""
-        return _read(await self.call("GET", "/v1/me", token=token), _Me).user_id
+        return read(await self.call("GET", "/v1/me", token=token), _Me).user_id
 
     async def email(self, token: str) -> str:
         """Return the email address of the account that a token stands for."""
-        return _read(await self.call("GET", "/v1/me", token=token), _Me).email
+        return read(await self.call("GET", "/v1/me", token=token), _Me).email
 
     async def create_thread(self, token: str, title: str = "") -> Thread:
         """Start a conversation."""
-        return _read(
+        return read(
             await self.call("POST", "/v1/threads", {"title": title} if title else {}, token=token), Thread
         )
 
     async def threads(self, token: str, limit: int = 20) -> list[Thread]:
         """Return the newest conversations, newest first."""
-        return _read(await self.call("GET", f"/v1/threads?limit={limit}", token=token), _Threads).threads
+        return read(await self.call("GET", f"/v1/threads?limit={limit}", token=token), _Threads).threads
 
     async def thread(self, token: str, thread_id: str) -> Thread:
         """Return one conversation."""
-        return _read(await self.call("GET", f"/v1/threads/{thread_id}", token=token), Thread)
+        return read(await self.call("GET", f"/v1/threads/{thread_id}", token=token), Thread)
 
     async def messages(self, token: str, thread_id: str, limit: int = 20) -> list[Message]:
         """Return the newest messages of a conversation, as the server orders them."""
         path = f"/v1/threads/{thread_id}/messages?limit={limit}"
-        return _read(await self.call("GET", path, token=token), _Messages).messages
+        return read(await self.call("GET", path, token=token), _Messages).messages
 
     async def run(self, token: str, thread_id: str, run_id: str) -> Run:
         """Return how a run stands."""
-        return _read(await self.call("GET", f"/v1/threads/{thread_id}/runs/{run_id}", token=token), Run)
+        return read(await self.call("GET", f"/v1/threads/{thread_id}/runs/{run_id}", token=token), Run)
 
     async def text(self, path: str, token: str | None = None) -> str:
         """Return what a GET answers, as text (the metrics)."""
         return (await self.call("GET", path, token=token)).text
 
-    async def call(
+    async def call(  # noqa: PLR0913  # a request has as many parts
         self,
         method: str,
         path: str,
@@ -181,6 +182,7 @@ class Api:
         *,
         token: str | None = None,
         key: str | None = None,
+        file: Path | None = None,
     ) -> httpx.Response:
         """Call the server, again after its `Retry-After` where it has no room, and return a success.
 
@@ -190,8 +192,10 @@ class Api:
             body: sent as JSON.
             token: an access token.
             key: an idempotency key.
+            file: sent as multipart/form-data, in place of a body.
 
         Raises:
+            NoSuchFile: the file cannot be read.
             Refused: the answer is a refusal.
             Unreachable: there was none.
         """
@@ -201,7 +205,8 @@ class Api:
 
         async def attempt() -> httpx.Response:
             try:
-                answer = await self._http.request(method, path, json=body, headers=headers)
+                with _opened(file) as parts:
+                    answer = await self._http.request(method, path, json=body, files=parts, headers=headers)
             except httpx.HTTPError as exc:
                 raise Unreachable(f"cannot reach {self._http.base_url}: {exc or type(exc).__name__}") from exc
             if not answer.is_success:
@@ -209,6 +214,20 @@ class Api:
             return answer
 
         return await admitted(attempt, patience=self.patience)
+
+
+@contextmanager
+def _opened(path: Path | None) -> Iterator[dict[str, Any] | None]:
+    """Have a file to send, if there is one."""
+    if path is None:
+        yield None
+        return
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise NoSuchFile(f"{path}: {error.strerror}") from error
+    with file:
+        yield {"file": (path.name, file)}
 
 
 @asynccontextmanager
@@ -245,11 +264,16 @@ async def open_stream(url: str) -> Stream:
 
 
 def _tokens(answer: httpx.Response) -> Tokens:
-    login = _read(answer, _Login)
+    login = read(answer, _Login)
     return Tokens(login.access_token, login.refresh_token, time.time() + login.expires_in)
 
 
-def _read(answer: httpx.Response, shape: type[T]) -> T:
+def read(answer: httpx.Response, shape: type[T]) -> T:
+    """Return what an answer holds.
+
+    Raises:
+        Unreachable: it is not of this protocol.
+    """
     try:
         return msgspec.json.decode(answer.content, type=shape)
     except msgspec.MsgspecError as exc:

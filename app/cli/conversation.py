@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from uuid import uuid4
 
 import attrs
 import trio
 
+from app.cli import uploads
 from app.cli.approvals import Questions
-from app.cli.failures import INTERRUPTED, Refused
+from app.cli.failures import INTERRUPTED, NoSuchFile, Refused
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -30,6 +32,8 @@ HELP: Final = """\
 /threads        list the conversations
 /thread N|ID    go on with one of them
 /history        show what was said in this one
+/files          list the tables of the agent `analyst`
+/upload PATH    give it one more, a CSV or Parquet file
 /quit           leave (or Ctrl-D)
 Ctrl-C cancels the answer that is coming; at the prompt, twice, it leaves."""
 
@@ -165,7 +169,7 @@ class Conversation:
         word, _, rest = line.partition(" ")
         try:
             await self._obey(word, rest.strip())
-        except (Refused, ValueError, IndexError) as exc:
+        except (Refused, NoSuchFile, ValueError, IndexError) as exc:
             self._terminal.error(f"{line}: {exc}")
 
     async def _obey(self, word: str, rest: str) -> None:
@@ -182,6 +186,11 @@ class Conversation:
                 await self.show_history()
             case "/history":
                 await self.show_history(limit=100)
+            case "/files":
+                self._terminal.files(await uploads.listed(self._api, token))
+            case "/upload" if rest:
+                path = Path(rest).expanduser()  # noqa: ASYNC240  # looks into the environment alone
+                self._terminal.files([await uploads.upload(self._api, token, path)])
             case _:
                 self._terminal.status(HELP)
 

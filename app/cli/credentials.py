@@ -67,6 +67,10 @@ class TokenCache:
         """Return the tokens kept under `key`; a file that cannot be read holds none."""
         return self._all().get(key)
 
+    def accounts(self, url: str) -> list[str]:
+        """Return the email addresses that are logged in at a server."""
+        return [key.rpartition(" ")[2] for key in self._all() if key.startswith(f"{url.rstrip('/')} ")]
+
     def store(self, key: str, tokens: Tokens | None) -> None:
         """Keep tokens under `key`, or forget them. The file is replaced as a whole."""
         every = self._all()
@@ -223,13 +227,16 @@ async def authenticate(
 ) -> Credentials:
     """Find out who this is, asking at the terminal for what flags, variables and the cache do not say.
 
+    Without an email address it is the account that is logged in at this server, if there is exactly one.
+
     The questions block the loop: nothing else runs yet, and Ctrl-C then works as everywhere.
 
     Raises:
         NotAuthenticated: something is missing and there is no terminal to ask at, or it is wrong.
     """
     cache = TokenCache(cache_path())
-    email = email or _ask("email: ")
+    known = [] if register else cache.accounts(url)
+    email = email or (known[0] if len(known) == 1 else _ask("email: "))
     if register:
         password = password or _ask("choose a password: ", secret=True)
     credentials = Credentials(api, cache, url, email, password)

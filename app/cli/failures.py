@@ -72,6 +72,10 @@ class NotAuthenticated(ClientError):
     exit_code = 3
 
 
+class NoSuchFile(ClientError):
+    """A file that a command is about is not there, or cannot be read."""
+
+
 def error_line(text: str) -> None:
     """Say on standard error what went wrong."""
     Console(stderr=True).print(text, style="red", markup=False)

@@ -15,9 +15,12 @@ import msgspec
 import trio
 from rich.console import Console
 
+from app.cli.uploads import line_of
+
 if TYPE_CHECKING:
     from app.cli.client import Message, Thread
     from app.cli.frames import Frame
+    from app.cli.uploads import File
 
 LINE_BYTES: Final = 256 * 1024
 """The longest line that is taken from standard input; more than any server's message limit."""
@@ -147,6 +150,14 @@ class Terminal:
             mark = "*" if thread.thread_id == present else " "
             line = f"{mark}{number:3}  {thread.thread_id}  {thread.created_at[:16]}  {thread.title}"
             self._err.print(clean(line), no_wrap=True)
+
+    def files(self, files: list[File]) -> None:
+        """List uploaded files."""
+        self._break()
+        for line in map(line_of, files):
+            self._err.print(clean(line))
+        if not files:
+            self.status("There are none yet: /upload PATH adds one.")
 
     def _say(self, message_id: str, text: str) -> None:
         if self._open is not sys.stdout:
