@@ -45,25 +45,12 @@ from nurseries.postgres.pool import PoolLimits, open_pool
 from nurseries.postgres.scoped import Database
 from nurseries.request import Kernel, run_request
 from nurseries.testing import running_cluster
+from tests.fixtures.pieces import Pieces
 
 STEPS = 8
 USERS = 20
 RUNS = 200
 """Of all users together, in each round; those of one user one after the other."""
-
-
-class _Pieces:
-    def __init__(self, pieces):
-        self._pieces = iter(pieces)
-
-    def __aiter__(self):
-        return self
-
-    async def __anext__(self):
-        await trio.lowlevel.checkpoint()
-        for piece in self._pieces:
-            return piece
-        raise StopAsyncIteration
 
 
 class InstantModel:
@@ -74,9 +61,9 @@ class InstantModel:
         steps = int(conversation.turns[0].text)
         made = sum(isinstance(turn, ToolTurn) for turn in conversation.turns)
         if made < steps:
-            yield _Pieces([ToolCall("c", "clock", {}), Usage(10, 5)])
+            yield Pieces([ToolCall("c", "clock", {}), Usage(10, 5)])
         else:
-            yield _Pieces([TextPiece("It is late."), Usage(10, 5)])
+            yield Pieces([TextPiece("It is late."), Usage(10, 5)])
 
 
 class Worker(Agent):

@@ -6,7 +6,6 @@ Starts a server of its own, opens the sockets, ten a user, and reads the server'
 from /metrics, tasks from /v1/admin/nurseries, descriptors from /metrics.
 """
 
-import base64
 import os
 import re
 import subprocess
@@ -17,6 +16,8 @@ from pathlib import Path
 
 import httpx
 import trio
+
+from tests.fixtures.handshake import upgraded
 
 PASSWORD = "correct horse battery staple"
 PER_USER = 10
@@ -38,17 +39,7 @@ async def open_idle(url: str, token: str, stack: AsyncExitStack) -> None:
     """Upgrade by hand and read the first frame: a client of a few hundred bytes."""
     host, _, port = url.removeprefix("http://").partition(":")
     stream = await stack.enter_async_context(await trio.open_tcp_stream(host, int(port)))
-    key = base64.b64encode(os.urandom(16)).decode()
-    await stream.send_all(
-        f"GET /v1/ws HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
-        f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\nSec-WebSocket-Protocol: nurseries.v1\r\n"
-        f"Authorization: Bearer {token}\r\n\r\n".encode()
-    )
-    received = b""
-    while b"connection_established" not in received:
-        chunk = await stream.receive_some(65536)
-        assert chunk, received
-        received += chunk
+    await upgraded(stream, token)
 
 
 async def measure(http: httpx.AsyncClient, admin: str) -> dict[str, float]:

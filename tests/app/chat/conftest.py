@@ -7,6 +7,7 @@ import attrs
 import pytest
 import trio
 
+import app.chat.journal
 from app.chat.acceptance import Accepted
 from app.chat.calls import open_call
 from app.chat.journal import Journal
@@ -120,3 +121,23 @@ async def chat(house, database, nursery) -> AsyncIterator[Chat]:
             yield Chat(house, kernel, journal, journal_database, streams, runs, owner)
             owner.cancel_scope.cancel()
         nursery.cancel_scope.cancel()
+
+
+@pytest.fixture
+def user(house):
+    """Somebody."""
+    return house.user()
+
+
+@pytest.fixture
+def thread(house, user):
+    """A conversation of theirs."""
+    return house.thread(user)
+
+
+@pytest.fixture
+def one_by_one(monkeypatch):
+    """Let each commit hold one event or one checkpoint, so that a kill can come between almost any two."""
+    monkeypatch.setattr(app.chat.journal, "BATCH_EVENTS", 1)
+    monkeypatch.setattr(app.chat.journal, "PACE_SECONDS", 0)
+    monkeypatch.setattr(app.chat.journal, "LINGER_SECONDS", 0)

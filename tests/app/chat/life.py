@@ -24,6 +24,7 @@ from nurseries.events import Streams
 from nurseries.postgres.pool import PoolLimits, open_pool
 from nurseries.postgres.scoped import Database
 from nurseries.request import Kernel
+from tests.fixtures.pieces import Pieces
 
 
 class Killed(Exception):
@@ -56,25 +57,7 @@ class StepModel:
         self.told.append(conversation)
         await trio.lowlevel.checkpoint()
         step = sum(isinstance(turn, ToolTurn) for turn in conversation.turns)
-        yield _Pieces([*self.steps[step], Usage(10, 1, "scripted")])
-
-
-class _Pieces:
-    """Each piece after a checkpoint; a function among them is awaited."""
-
-    def __init__(self, pieces):
-        self._pieces = iter(pieces)
-
-    def __aiter__(self):
-        return self
-
-    async def __anext__(self):
-        await trio.lowlevel.checkpoint()
-        for piece in self._pieces:
-            if not callable(piece):
-                return piece
-            await piece()
-        raise StopAsyncIteration
+        yield Pieces([*self.steps[step], Usage(10, 1, "scripted")])
 
 
 @attrs.frozen

@@ -7,7 +7,6 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import trio
 
-import app.chat.journal
 from app.audit.event import log_event
 from app.audit.refusals import Caller
 from app.chat.approvals import AlreadyDecided, Approvals, Question
@@ -54,16 +53,6 @@ class Payments:
 
 def pay(item="tea"):
     return ToolCall("x", "pay", {"item": item})
-
-
-@pytest.fixture
-def user(house):
-    return house.user()
-
-
-@pytest.fixture
-def thread(house, user):
-    return house.thread(user)
 
 
 @pytest.fixture
@@ -375,14 +364,6 @@ async def test_an_operation_inside_a_run_can_ask_too(house, database, user, thre
 
 
 # -- in several lives --------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def one_by_one(monkeypatch):
-    """Let each commit hold one event or one checkpoint, so that a kill can come between any two."""
-    monkeypatch.setattr(app.chat.journal, "BATCH_EVENTS", 1)
-    monkeypatch.setattr(app.chat.journal, "PACE_SECONDS", 0)
-    monkeypatch.setattr(app.chat.journal, "LINGER_SECONDS", 0)
 
 
 @pytest.mark.parametrize("killed", [True, False])

@@ -3,7 +3,6 @@
 from collections import Counter
 
 import msgspec
-import pytest
 import trio
 
 import app.chat.journal
@@ -50,24 +49,6 @@ def model():
         [*text("Then ", "that. "), double(3), double(13), ToolCall("x", "nonsense", {})],
         text("It ", "is ", "done."),
     )
-
-
-@pytest.fixture
-def user(house):
-    return house.user()
-
-
-@pytest.fixture
-def thread(house, user):
-    return house.thread(user)
-
-
-@pytest.fixture
-def one_by_one(monkeypatch):
-    """Let each commit hold one event or one checkpoint, so that a kill can come between almost any two."""
-    monkeypatch.setattr(app.chat.journal, "BATCH_EVENTS", 1)
-    monkeypatch.setattr(app.chat.journal, "PACE_SECONDS", 0)
-    monkeypatch.setattr(app.chat.journal, "LINGER_SECONDS", 0)
 
 
 def row(house, run_id):

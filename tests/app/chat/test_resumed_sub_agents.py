@@ -5,7 +5,6 @@ from copy import deepcopy
 
 import pytest
 
-import app.chat.journal
 from app.agents import Agent, AgentFailed, AgentRequest, Member, Parameters, Pipeline, Stage, Supervisor, Tool
 from app.engine.model import TextPiece, ToolCall
 from tests.app.chat.life import StepModel, living, read_log
@@ -70,24 +69,6 @@ class Office:
 
     def living(self, house, database, commits=-1):
         return living(house, database, self, tools=self.tools, agents=list(self.agents), commits=commits)
-
-
-@pytest.fixture
-def user(house):
-    return house.user()
-
-
-@pytest.fixture
-def thread(house, user):
-    return house.thread(user)
-
-
-@pytest.fixture
-def one_by_one(monkeypatch):
-    """Let each commit hold one event or one checkpoint, so that a kill can come between any two."""
-    monkeypatch.setattr(app.chat.journal, "BATCH_EVENTS", 1)
-    monkeypatch.setattr(app.chat.journal, "PACE_SECONDS", 0)
-    monkeypatch.setattr(app.chat.journal, "LINGER_SECONDS", 0)
 
 
 def row(house, run_id):

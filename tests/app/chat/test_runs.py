@@ -11,16 +11,6 @@ from app.errors import InvalidField, NotFound, RateLimited
 from nurseries.ids import new_id
 
 
-@pytest.fixture
-def user(house):
-    return house.user()
-
-
-@pytest.fixture
-def thread(house, user):
-    return house.thread(user)
-
-
 async def begun(chat, thread_id):
     """Return when the thread's active run has said its first word, and that word is in the log."""
     with chat.streams.listen(owner_of(chat, thread_id)) as outbox:

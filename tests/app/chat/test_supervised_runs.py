@@ -3,10 +3,8 @@
 from collections import Counter
 from copy import deepcopy
 
-import pytest
 import trio
 
-import app.chat.journal
 from app.agents import Agent, Member, Parameters, Supervisor, Tool
 from app.engine.model import TextPiece, ToolCall
 from app.isolation import SHARED
@@ -87,19 +85,6 @@ class Team:
 
     def living(self, house, database, **options):
         return living(house, database, self, tools=self.tools, agents=[Desk, Payer, Reader], **options)
-
-
-@pytest.fixture
-def user(house):
-    return house.user()
-
-
-@pytest.fixture
-def one_by_one(monkeypatch):
-    """Let each commit hold one event or one checkpoint, so that a kill can come between any two."""
-    monkeypatch.setattr(app.chat.journal, "BATCH_EVENTS", 1)
-    monkeypatch.setattr(app.chat.journal, "PACE_SECONDS", 0)
-    monkeypatch.setattr(app.chat.journal, "LINGER_SECONDS", 0)
 
 
 async def test_two_sub_agents_and_an_approval_can_be_cancelled_at_every_moment(

@@ -1,14 +1,13 @@
 """Draining with a house full of sockets, some of which belong to nobody who listens."""
 
-import base64
 import json
-import os
 import signal
 import socket
 from contextlib import AsyncExitStack
 
 import trio
 
+from tests.fixtures.handshake import upgraded
 from tests.fixtures.house import signed_up
 from tests.fixtures.process import served
 
@@ -24,15 +23,7 @@ async def open_raw(url: str, token: str, stack: AsyncExitStack, *, deaf: bool) -
         plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     await plain.connect((host, int(port)))
     stream = await stack.enter_async_context(trio.SocketStream(plain))
-    key = base64.b64encode(os.urandom(16)).decode()
-    await stream.send_all(
-        f"GET /v1/ws HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
-        f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\nSec-WebSocket-Protocol: nurseries.v1\r\n"
-        f"Authorization: Bearer {token}\r\n\r\n".encode()
-    )
-    received = b""
-    while b"messages_per_minute" not in received:
-        received += await stream.receive_some(65536)
+    await upgraded(stream, token)
     return stream
 
 

@@ -3,7 +3,8 @@
 from contextlib import asynccontextmanager
 
 import pytest
-import trio
+
+from tests.fixtures.pieces import Pieces
 
 
 class ScriptedModel:
@@ -19,28 +20,9 @@ class ScriptedModel:
         self.told.append(conversation)
         self.open += 1
         try:
-            yield _Pieces(self.steps.pop(0))
+            yield Pieces(self.steps.pop(0))
         finally:
             self.open -= 1
-
-
-class _Pieces:
-    def __init__(self, pieces):
-        self._pieces = iter(pieces)
-
-    def __aiter__(self):
-        return self
-
-    async def __anext__(self):
-        await trio.lowlevel.checkpoint()
-        for piece in self._pieces:
-            if isinstance(piece, BaseException):
-                raise piece
-            if callable(piece):
-                await piece()
-                continue
-            return piece
-        raise StopAsyncIteration
 
 
 @pytest.fixture

@@ -18,23 +18,11 @@ SECRET = b"who,what\nalice,a-secret-of-alice\n"
 
 
 @pytest.fixture
-async def url(database) -> AsyncIterator[str]:
+async def server(database) -> AsyncIterator[str]:
     """A server with small bounds."""
     files = FileSettings(bytes=4 * 1024 * 1024, per_user=3, bytes_per_user=6 * 1024 * 1024, rows=5)
     async with running_server(database.owner, files=files) as url:
         yield url
-
-
-@pytest.fixture
-async def alice(url):
-    async with signed_up(url) as user:
-        yield user
-
-
-@pytest.fixture
-async def bob(url):
-    async with signed_up(url) as user:
-        yield user
 
 
 async def upload(user, name: str, data: bytes, field: str = "file"):

@@ -12,7 +12,7 @@ import trio
 from app.tools.mcp.credentials import TokenVault
 from app.tools.mcp.settings import McpServer
 from nurseries.errors import StartupFailed
-from tests.fixtures.house import running_server, signed_up
+from tests.fixtures.house import running_server
 from tests.fixtures.node import node_package
 from tests.fixtures.process import children
 from tests.fixtures.roles import promote
@@ -28,7 +28,7 @@ def everything() -> str:
 
 
 @pytest.fixture
-async def url(database, everything) -> AsyncIterator[str]:
+async def server(database, everything) -> AsyncIterator[str]:
     """A server whose `caller` has the reference server three times: per request, per socket, and with a token."""
 
     def server(name, **fields):
@@ -42,18 +42,6 @@ async def url(database, everything) -> AsyncIterator[str]:
     )
     async with running_server(database.owner, agents="tests.app.web.calling_agents", mcp=mcp) as url:
         yield url
-
-
-@pytest.fixture
-async def alice(url):
-    async with signed_up(url) as user:
-        yield user
-
-
-@pytest.fixture
-async def bob(url):
-    async with signed_up(url) as user:
-        yield user
 
 
 def calls(*wanted) -> str:

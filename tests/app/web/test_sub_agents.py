@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.fixtures.house import User, running_server, signed_up
+from tests.fixtures.house import running_server, signed_up
 from tests.fixtures.sse import watched
 from tests.fixtures.vitals import at_rest
 
@@ -20,13 +20,6 @@ async def server(database) -> AsyncIterator[str]:
     """A server that offers the supervisor."""
     async with running_server(database.owner, agents="tests.fixtures.desk_agents") as url:
         yield url
-
-
-@pytest.fixture
-async def alice(server) -> AsyncIterator[User]:
-    """Somebody."""
-    async with signed_up(server) as user:
-        yield user
 
 
 async def test_a_stream_of_a_run_has_its_sub_agents(alice, server):
