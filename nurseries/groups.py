@@ -1,4 +1,4 @@
-"""Exceptions come out of nurseries in groups: what is in them, and those that hold only one."""
+"""Exceptions come out of nurseries in groups: what is in them, those that hold only one, and what must not enter one."""
 
 from __future__ import annotations
 
@@ -39,3 +39,21 @@ def alone() -> Iterator[None]:
         finally:
             error.__context__ = context  # the group around it tells nothing
             del error, context
+
+
+@contextmanager
+def printable() -> Iterator[None]:
+    """Let what the block raises pass, unless its `repr` raises, too: then a RuntimeError that says so, caused by it.
+
+    Trio writes the `repr` of what a task raises into the reason of the cancellation that follows, in the middle of
+    its bookkeeping. An error that cannot be printed, such as one whose attributes were never set, would leave that
+    half done and end every task of the process.
+    """
+    try:
+        yield
+    except BaseException as error:
+        try:
+            repr(error)
+        except BaseException:  # noqa: BLE001  # somebody else's code, of whatever kind
+            raise RuntimeError(f"a {type(error).__name__} was raised that cannot be printed") from error
+        raise

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from nurseries.groups import alone
+from nurseries.groups import alone, printable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -29,11 +29,17 @@ class RequestNursery:
 
     def start_soon(self, function: Callable[..., Awaitable[Any]], *args: Any, name: object = None) -> None:
         """Run `function(*args)` as a child task; what it raises fails the request."""
-        self._nursery.start_soon(function, *args, name=name)
+        self._nursery.start_soon(_printably, function, *args, name=function if name is None else name)
 
     async def start(self, function: Callable[..., Awaitable[Any]], *args: Any, name: object = None) -> Any:
         """Run a child task and return what it passes to `task_status.started()`, once it has."""
-        return await self._nursery.start(function, *args, name=name)
+        started = partial(_printably, function)
+        return await self._nursery.start(started, *args, name=function if name is None else name)
+
+
+async def _printably(function: Callable[..., Awaitable[Any]], *args: Any, **status: Any) -> None:
+    with printable():
+        await function(*args, **status)
 
 
 def start_apart(
@@ -58,7 +64,8 @@ async def open_request_nursery() -> AsyncIterator[RequestNursery]:
     whole = False
     with alone():
         async with trio.open_nursery() as nursery:
-            yield RequestNursery(nursery)
+            with printable():
+                yield RequestNursery(nursery)
             whole = True
     if not whole:
         raise RuntimeError("a cancellation was raised that belongs to no scope here")

@@ -86,6 +86,25 @@ async def test_a_tool_that_crashes_ends_its_run_alone(server, ann, bystander, to
     assert (await probe(ann, "quick"))["output"] == "here"
 
 
+async def test_what_cannot_be_printed_fails_its_run_alone(database, tmp_path):
+    """In a real process: an error whose `repr` raises, of an agent, its task or its tool, breaks nothing of Trio's."""
+    arguments = ("--database-url", database.owner, "--agents", AGENTS)
+    async with (
+        served(tmp_path / "log", *arguments) as server,
+        signed_up(server.url) as user,
+        signed_up(server.url) as other,
+        other.socket() as bystander,
+    ):
+        for agent in ("unprintable_alone", "unprintable_child"):
+            outcome = await user.run(await user.thread(), "hello", agent=agent)
+            assert (outcome["status"], outcome["error"]["code"]) == ("failed", "internal")
+        assert (await probe(user, "unprintable"))["output"] == "failed: the tool failed: Unprintable"
+        assert (await probe(user, "quick"))["output"] == "here"
+        await bystander.send(type="ping")
+        assert (await bystander.receive())["type"] == "pong"
+        assert "a Unprintable was raised that cannot be printed" in server.log_file.read_text()
+
+
 async def test_a_prompt_that_asks_for_another_users_rows_gets_none(server, ann, bystander):
     """By a tool that reads whatever user the model names, and by the built-in search: identity comes from the context."""
     secret = "the password of the safe is rosebud"
