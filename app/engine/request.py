@@ -32,6 +32,8 @@ _DELTA_CHARACTERS: Final = 16_384
 """What goes into one event; more goes into several, so that no event is too large for a socket."""
 
 _MAX_USAGE: Final = 32
+_MAX_USAGE_TEXT: Final = 200
+_MAX_AMOUNT: Final = 2**53  # what every JSON reader takes for the number it is
 
 
 @attrs.frozen(kw_only=True)
@@ -226,10 +228,16 @@ def _usage(value: Mapping[str, int | str]) -> dict[str, int | str]:
     for name, amount in value.items():
         if not isinstance(name, str) or not isinstance(amount, int | str):
             raise TypeError(f"usage: numbers and text by name, not {name!r}: {type(amount).__name__}")
+        if len(name) > _MAX_USAGE_TEXT or not _fits(amount):
+            raise ValueError(f"usage: {name[:_MAX_USAGE_TEXT]!r}, or what it is said to be, is too large")
         usage[clean_text(name)] = clean_text(amount) if isinstance(amount, str) else amount
     if len(usage) > _MAX_USAGE:
         raise ValueError(f"usage: more than {_MAX_USAGE} entries")
     return usage
+
+
+def _fits(amount: int | str) -> bool:
+    return len(amount) <= _MAX_USAGE_TEXT if isinstance(amount, str) else abs(amount) <= _MAX_AMOUNT
 
 
 @attrs.frozen

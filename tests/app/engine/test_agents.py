@@ -204,7 +204,16 @@ async def test_what_is_no_answer_fails_the_run(house, returned):
 
 @pytest.mark.parametrize(
     ("output", "usage"),
-    [(5, {}), ("x", {"a": object()}), ("x", {1: 1}), ("x", dict.fromkeys(map(str, range(33)), 1))],
+    [
+        (5, {}),
+        ("x", {"a": object()}),
+        ("x", {1: 1}),
+        ("x", dict.fromkeys(map(str, range(33)), 1)),
+        ("x", {"a": 10**5000}),  # has no form in JSON: the run's end could not be written
+        ("x", {"a": -(2**53) - 1}),
+        ("x", {"a": "y" * 201}),
+        ("x", {"y" * 201: 1}),
+    ],
 )
 def test_an_answer_is_checked_where_it_is_made(output, usage):
     """What could not be written down later is refused in the agent's own line."""
