@@ -46,7 +46,8 @@ async def require_identity(service: AccountService, *, role: str | None = None) 
         Unauthenticated: no access token, or one that does not hold now.
         Forbidden: a user without the role.
     """
-    token = bearer_of(request.headers.get("Authorization"))
+    # Several are one value, joined by a comma, which is nobody's token: never the first or the last of them.
+    token = bearer_of(", ".join(request.headers.getlist("Authorization")) or None)
     if token is None:
         raise Unauthenticated("an access token is needed")
     identity = await service.authenticate_bearer(token, address=request.remote_addr)

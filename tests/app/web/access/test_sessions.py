@@ -70,6 +70,16 @@ async def test_7_a_token_or_ticket_presented_as_somebody_elses(house, alice, bob
         assert (await user.http.get("/v1/me")).json()["user_id"] == user.user_id
 
 
+async def test_7_two_tokens_in_one_request(house, alice, bob):
+    """401, over HTTP as on a socket: neither the first nor the last of two headers says who it is."""
+    tokens = (alice.access_token, bob.access_token)
+    for first, last in (tokens, tokens[::-1]):
+        headers = bearer(first) + bearer(last)
+        async with httpx.AsyncClient(base_url=house.url) as http:
+            assert (await http.get("/v1/me", headers=headers)).status_code == 401
+        assert (await refused(house.url, headers))[0] == 401
+
+
 async def test_8_a_refresh_token_used_twice(house, alice):
     """400 `invalid_grant`; the whole family is out at once: tokens, tickets, sockets and streams."""
     thread = await alice.thread()
