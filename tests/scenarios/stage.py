@@ -28,7 +28,7 @@ from nurseries.testing.places import name_of, tasks_below
 from tests.fixtures.house import Socket, User
 
 ENDINGS = frozenset({"agent_completed", "run_failed", "run_cancelled", "run_interrupted"})
-PATIENCE_SECONDS = 20
+PATIENCE_SECONDS = 30
 STATES = """
     SELECT state FROM pg_stat_activity
     WHERE datname = current_database() AND pid <> pg_backend_pid() AND (state <> 'idle' OR xact_start IS NOT NULL)

@@ -202,12 +202,12 @@ async def test_drain(database, nursery, cancel_everywhere, lease_ledger):
             await house.ended.wait()
 
         async def look(house):
-            with trio.fail_after(20):
+            with trio.fail_after(30):
                 await house.ended.wait()
                 await house.left.wait()
             assert house.code == 1012
             lease_ledger.check()
-            with trio.move_on_after(20):
+            with trio.move_on_after(30):
                 while owner.execute(SESSIONS).fetchall() or tasks_now() != before:
                     await trio.testing.wait_all_tasks_blocked()
             assert owner.execute(SESSIONS).fetchall() == [], "a session with the database is left"

@@ -200,12 +200,12 @@ async def test_places_to_wait_in_are_bounded(begin, house, user, payments):
     assert sum(payments.paid.values()) == 4
 
 
-async def test_waiting_for_a_person_is_not_running(begin, user, thread, payments):
+async def test_waiting_for_a_person_is_not_running(virtual_time, begin, user, thread, payments):
     """The time that a run may take stands still while it waits; then it goes on counting."""
     async with begin(bounds=RunSettings(seconds=0.3)) as (life, _):
         accepted = await life.submit(user, thread)
         (question,) = await asked(life, user, thread)
-        await trio.sleep(0.5)  # longer than the run may run: the only way to see that nobody counts
+        await trio.sleep(0.5)  # longer than the run may run
         await decide(life, user, question, "approve")
         await accepted.run.done.wait()
         assert accepted.run.status == "completed"

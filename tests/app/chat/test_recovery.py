@@ -438,7 +438,7 @@ async def test_what_survives_is_left_to_the_next_server(house, database, user):
     assert log.shown() == "fine"
 
 
-async def test_a_run_that_takes_too_long_fails(house, database, user, thread):
+async def test_a_run_that_takes_too_long_fails(virtual_time, house, database, user, thread):
     """Its time is over: a code of its own, everything released, and what was said is kept."""
     bounds = RunSettings(seconds=0.05)
     async with living(

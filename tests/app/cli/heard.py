@@ -30,7 +30,7 @@ class Heard:
         self._changed = trio.Event()
 
     async def until(self, condition):
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             while not condition():
                 await self._changed.wait()
 

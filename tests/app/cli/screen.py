@@ -25,7 +25,7 @@ class Screen:
 
     async def until(self, pattern):
         """Read until what came since the last call matches, and forget it up to there."""
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             while not (match := re.search(pattern, self.text)):
                 await trio.lowlevel.wait_readable(self._master)
                 try:
@@ -36,7 +36,7 @@ class Screen:
         return before
 
     async def status(self):
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             return await self.process.wait()
 
 

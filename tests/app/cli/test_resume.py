@@ -74,7 +74,8 @@ class Device:
 
 async def test_fifty_runs_in_flight_at_a_kill(arguments, tmp_path, rows):
     """Of five users: 25 go on to the answer that they would have come to, 25 end as interrupted, each once."""
-    variables = {"NURSERIES_RUNS_RUNNING_PER_USER": "10", "WORKING_SECONDS": "0.1"}
+    # Each run takes two seconds and more, so that none is over when the last one begins.
+    variables = {"NURSERIES_RUNS_RUNNING_PER_USER": "10", "WORKING_SECONDS": "0.5"}
     async with AsyncExitStack() as stack:
         server = await stack.enter_async_context(served(tmp_path / "log", *arguments, variables=variables))
         devices = [Device(await stack.enter_async_context(signed_up(server.url))) for _ in range(5)]

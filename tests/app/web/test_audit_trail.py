@@ -260,7 +260,7 @@ async def test_a_peer_that_closes_with_our_code_hit_no_limit(server, admin, alic
 async def test_a_flood_of_requests_is_two_entries_and_not_a_thousand(database, owner):
     """Refused by the address's rate: the first, and at the end of the window all others together."""
     limits = ServingLimits(request_burst=30, requests_per_second=0.01)
-    settings = {"serving": limits, "audit": AuditSettings(window_seconds=0.5)}
+    settings = {"serving": limits, "audit": AuditSettings(window_seconds=3600)}  # ended by the server's end
     async with running_server(database.owner, **settings) as url, administrator(url, owner) as admin:
         async with httpx.AsyncClient(base_url=url) as http:
             while (await http.get("/health/live")).status_code == 200:
@@ -270,9 +270,7 @@ async def test_a_flood_of_requests_is_two_entries_and_not_a_thousand(database, o
     rows = owner.execute(
         "SELECT count, address, user_id FROM audit WHERE kind = 'rate_limited' ORDER BY id"
     ).fetchall()
-    assert rows[0] == (1, "127.0.0.1", None)
-    assert sum(count for count, *_ in rows) == 201
-    assert len(rows) < 10
+    assert rows == [(1, "127.0.0.1", None), (200, "127.0.0.1", None)]
     assert admin.user_id
 
 

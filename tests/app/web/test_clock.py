@@ -93,7 +93,7 @@ async def test_streams_and_waits_outlast_a_minute(database, mock_clock):
                 await socket.until("agent_started")
             for _ in range(10):
                 mock_clock.jump(12)
-                await trio.testing.wait_all_tasks_blocked(0.01)
+                await trio.testing.wait_all_tasks_blocked(0.05)  # longer than the database takes to answer
             await user.run(thread.rpartition("/")[2], "time")
             assert (await stream.until("agent_completed"))[0].id == 1
         assert [(answer.status_code, answer.json()["status"]) for answer in waited] == [(200, "completed")]

@@ -116,7 +116,7 @@ async def test_4_a_token_out_of_its_time(house, alice):
 
 async def test_4_a_token_that_expires_while_it_is_used(database):
     """The socket closes with 4401 and the stream ends, on time; the session goes on with its next token."""
-    short = attrs.evolve(CHEAP, access_seconds=2, leeway_seconds=0)
+    short = attrs.evolve(CHEAP, access_seconds=5, leeway_seconds=0)
     async with running_server(database.owner, accounts=short) as url, signed_up(url) as user:
         thread = await user.thread()
         async with user.socket() as socket, watched(user, f"/v1/threads/{thread}/events") as stream:
