@@ -96,12 +96,12 @@ class Admission:
 
     def succeeded(self) -> None:
         """The service answered: close."""
-        self._breaker._report(self, answered=True)  # noqa: SLF001 - one half of the breaker
+        self._breaker._report(self, answered=True)  # noqa: SLF001  # one half of the breaker
 
     def failed(self) -> None:
         """The service did not answer: count, and open at the threshold or after a failed probe."""
-        self._breaker._report(self, answered=False)  # noqa: SLF001 - as above
+        self._breaker._report(self, answered=False)  # noqa: SLF001  # as above
 
     def abandoned(self) -> None:
         """The try ended before it could tell, by a cancellation: give the probe's place to the next caller."""
-        self._breaker._report(self, answered=None)  # noqa: SLF001 - as above
+        self._breaker._report(self, answered=None)  # noqa: SLF001  # as above

@@ -196,10 +196,6 @@ def _is_frozen(cls: type) -> bool:
     return bool(getattr(parameters, "frozen", False) or getattr(config, "frozen", False))
 
 
-def _is_dunder(name: str) -> bool:
-    return name.startswith("__") and name.endswith("__")
-
-
 def is_library(module: str) -> bool:
     """Say whether a module is installed rather than somebody's own."""
     if module == "__main__":

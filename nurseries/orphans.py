@@ -60,7 +60,7 @@ def kept_contexts(kernel: Kernel) -> set[str]:
 
 def _requests(kernel: Kernel) -> Iterator[Orphan]:
     for request_id, request in kernel.live.requests.items():
-        if has_ended(request.nursery._nursery.parent_task):  # noqa: SLF001 - as in `roots`
+        if has_ended(request.nursery._nursery.parent_task):  # noqa: SLF001  # as in `roots`
             yield Orphan("request", request_id)
 
 

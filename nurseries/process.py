@@ -72,7 +72,7 @@ class ChildProcess:
             if os.getppid() != us:
                 os._exit(1)  # we died before the kernel was told
 
-        self._popen = subprocess.Popen(  # noqa: S603 - our callers name programs of the wheel
+        self._popen = subprocess.Popen(  # noqa: S603  # our callers name programs of the wheel
             command,
             stdin=subprocess.PIPE if pipes else subprocess.DEVNULL,
             stdout=subprocess.PIPE if pipes else log,
@@ -84,7 +84,7 @@ class ChildProcess:
             group=None if account is None else account.gid,
             extra_groups=None if account is None else [],
             start_new_session=True,
-            preexec_fn=tie_to_us,  # noqa: PLW1509 - two system calls; no lock is taken between fork and exec
+            preexec_fn=tie_to_us,  # noqa: PLW1509  # two system calls; no lock is taken between fork and exec
         )
         if pipes:
             assert self._popen.stdin is not None

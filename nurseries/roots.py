@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 def request_roots(request: Request) -> Iterator[object]:
     """Return the roots of an open request: itself, and of all tasks in it the frames and the context variables."""
-    nursery = request.nursery._nursery  # noqa: SLF001 - it leads nowhere for those who run in it
+    nursery = request.nursery._nursery  # noqa: SLF001  # it leads nowhere for those who run in it
     yield request
     yield from _frames(nursery.parent_task.coro, request)
     yield nursery.parent_task.context

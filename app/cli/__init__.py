@@ -1,4 +1,4 @@
-"""`nurseries`: serve, chat, bench, soak, user, audit."""
+"""`nurseries`: the command line, a file for each command."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ class Plan:
     order: Order
 
 
-async def bench_command(  # noqa: PLR0913  a command has as many parameters as flags
+async def bench_command(  # noqa: PLR0913  # a command has as many parameters as flags
     *,
     url: Annotated[str, Parameter(env_var="NURSERIES_URL")] = "http://127.0.0.1:8000",
     users: Count = 100,

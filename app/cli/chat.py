@@ -30,7 +30,7 @@ BROKEN_PIPE: Final = 141
 """The exit status of a program whose reader has left (128 + SIGPIPE)."""
 
 
-async def chat_command(  # noqa: PLR0913  a command has as many parameters as flags
+async def chat_command(  # noqa: PLR0913  # a command has as many parameters as flags
     *,
     url: Annotated[str, Parameter(env_var="NURSERIES_URL")] = "http://127.0.0.1:8000",
     email: Annotated[str | None, Parameter(env_var="NURSERIES_EMAIL")] = None,

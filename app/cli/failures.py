@@ -134,7 +134,7 @@ async def admitted(attempt: Callable[[], Awaitable[T]], *, patience: float) -> T
             return await attempt()
         except Refused as refused:
             # Many who were told the same second must not come back in the same instant.
-            wait = (refused.retry_after or 1.0) * random.uniform(1.0, 1.25)  # noqa: S311  jitter is no secret
+            wait = (refused.retry_after or 1.0) * random.uniform(1.0, 1.25)  # noqa: S311  # jitter is no secret
             if refused.status not in NOT_NOW or trio.current_time() + wait > give_up:
                 raise
         await trio.sleep(wait)

@@ -55,7 +55,7 @@ class Backoff:
         """Return the next wait."""
         ceiling = min(LONGEST_DELAY, FIRST_DELAY * 2.0 ** min(self.attempts, 16))
         self.attempts += 1
-        return ceiling * random.uniform(0.5, 1.0)  # noqa: S311  jitter is no secret
+        return ceiling * random.uniform(0.5, 1.0)  # noqa: S311  # jitter is no secret
 
 
 class Link:

@@ -150,7 +150,7 @@ class Seat:
     async def play(self, thread_id: str, turns: int, pause: float) -> None:
         """Play turns one after the other, back to back or with a pause of `pause` seconds after each."""
         if pause:
-            await trio.sleep(random.uniform(0, pause))  # noqa: S311  people do not start in the same instant
+            await trio.sleep(random.uniform(0, pause))  # noqa: S311  # people do not start in the same instant
         for _ in range(turns):
             await self.turn(thread_id)
             if self._stopping or self._closed is not None:

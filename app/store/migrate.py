@@ -7,11 +7,11 @@ never changed afterwards: what was applied is recorded with its SHA-256.
 from __future__ import annotations
 
 import hashlib
-import logging
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
 import attrs
+import structlog
 
 from nurseries.errors import NurseriesError, StartupFailed
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from app.store.owner import Owner
 
-logger = logging.getLogger(__name__)
+logger = structlog.get_logger(__name__)
 
 
 @attrs.frozen
@@ -74,7 +74,7 @@ async def migrate(owner: Owner, migrations: Sequence[Migration] | None = None) -
             )
         except NurseriesError as error:
             raise StartupFailed(f"the migration {migration.name} failed: {error}") from error
-        logger.info("applied migration %s", migration.name)
+        logger.info("applied a migration", migration=migration.name)
     return [migration.name for migration in missing]
 
 

@@ -224,7 +224,7 @@ async def _initialise(cluster: Cluster) -> None:
             status = await process.stop((signal.SIGTERM, 2), (signal.SIGKILL, 2))
     if status != 0:
         raise StartupFailed(f"initdb failed with status {status}:\n{cluster.log_tail(offset)}")
-    os.rename(part, cluster.files)  # noqa: PTH104 - one system call
+    os.rename(part, cluster.files)  # noqa: PTH104  # one system call
 
 
 def _major_version(files: Path) -> int:
@@ -246,7 +246,7 @@ def _short_directory(account: Account | None) -> str:
     runtime = os.environ.get("XDG_RUNTIME_DIR", "")
     if account is None and runtime and len(runtime) < 40 and os.access(runtime, os.W_OK):
         return runtime
-    return "/tmp"  # noqa: S108 - mkdtemp makes an unguessable, private directory in it
+    return "/tmp"  # noqa: S108  # mkdtemp makes an unguessable, private directory in it
 
 
 def _remove_socket_directory(link: Path) -> None:

@@ -237,7 +237,7 @@ async def open_pool(conninfo: str, limits: PoolLimits | None = None) -> AsyncIte
     """
     pool = Pool(conninfo, limits or PoolLimits())
     try:
-        await pool._open_first()  # noqa: SLF001 - the two halves of one resource
+        await pool._open_first()  # noqa: SLF001  # the two halves of one resource
         yield pool
     finally:
-        pool._close()  # noqa: SLF001 - as above
+        pool._close()  # noqa: SLF001  # as above

@@ -152,7 +152,7 @@ class ScopedDatabase(Database):
 
 async def _back_off(attempt: int) -> None:
     """Wait a random time, longer at each attempt, so that two that met do not meet again."""
-    await trio.sleep(random.uniform(0.5, 1.5) * _BACKOFF_SECONDS * 2**attempt)  # noqa: S311 - not a secret
+    await trio.sleep(random.uniform(0.5, 1.5) * _BACKOFF_SECONDS * 2**attempt)  # noqa: S311  # not a secret
 
 
 def _rows(connection: Connection, result: PGresult) -> list[Row]:

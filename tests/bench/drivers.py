@@ -155,7 +155,7 @@ def missing(module):
     """Return why a driver cannot be measured here, or None."""
     try:
         importlib.import_module(module)
-    except Exception as error:  # noqa: BLE001 - whatever keeps it from being imported is the answer
+    except Exception as error:  # noqa: BLE001  # whatever keeps it from being imported is the answer
         return f"{type(error).__name__}: {error}"
     return None
 

@@ -46,7 +46,7 @@ class Plan:
     pause: float
 
 
-async def soak_command(  # noqa: PLR0913  a command has as many parameters as flags
+async def soak_command(  # noqa: PLR0913  # a command has as many parameters as flags
     *,
     url: Annotated[str, Parameter(env_var="NURSERIES_URL")] = "http://127.0.0.1:8000",
     users: Count = 100,
@@ -104,7 +104,7 @@ async def soak(plan: Plan, api: Api, token: Callable[[], Awaitable[str]], consol
         async def sign_up(number: int) -> None:
             def foreign_thread() -> str:
                 others = [user for user in users if user is not users[number]]
-                return random.choice(others).thread_id if others else marks.canary("nobody")  # noqa: S311
+                return random.choice(others).thread_id if others else marks.canary("nobody")
 
             await users[number].sign_up(marks, tally, done, foreign_thread)
 

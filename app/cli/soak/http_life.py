@@ -79,7 +79,7 @@ class HttpLife:
         last_seq = await self._last_seq(self._thread)
         if not last_seq:
             return
-        after = random.randrange(max(0, last_seq - 1000), last_seq)  # noqa: S311
+        after = random.randrange(max(0, last_seq - 1000), last_seq)
         path = f"/v1/threads/{self._thread}/events?after={after}"
         async with self._caller.events("GET", path, self._thread, after) as source:
             while (event := await source.next()) is not None and event.seq < last_seq:
@@ -139,7 +139,7 @@ class HttpLife:
         await self._caller.refused(422, "POST", path, {"content": "another thing"}, key=key)
 
     def _question(self) -> dict[str, Any]:
-        if random.random() < 0.5:  # noqa: S311
+        if random.random() < 0.5:
             return {"content": load_order(), "agent": "load"}
         return {
             "content": f"my word is {self._witness.canary}\ncalculate 7 / 3\nsearch {self._witness.canary}"

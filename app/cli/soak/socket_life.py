@@ -64,7 +64,7 @@ class SocketLife:
     async def chat(self) -> None:
         """Ask the assistant something, with tools or without."""
         canary = self._witness.canary
-        content = random.choice(  # noqa: S311
+        content = random.choice(
             (
                 f"my word is {canary}",
                 f"my word is {canary}\ncalculate 6 * 7",
@@ -82,13 +82,13 @@ class SocketLife:
         """Cancel a run in its middle."""
         asked = self._chat.ask(load_order(sleep_ms=5000), "load")
         await asked.accepted.wait()
-        await trio.sleep(random.uniform(0, 0.3))  # noqa: S311
+        await trio.sleep(random.uniform(0, 0.3))
         self._chat.link.cancel(asked.run_id)
         await self._end(asked, "run_cancelled")
 
     async def conflict(self) -> None:
         """Ask while a run is active: be refused, wait, or take its place."""
-        way = random.choice(("reject", "enqueue", "interrupt", "rollback"))  # noqa: S311
+        way = random.choice(("reject", "enqueue", "interrupt", "rollback"))
         first = self._chat.ask(load_order(sleep_ms=300 if way == "enqueue" else 5000), "load")
         await first.accepted.wait()
         second = self._chat.ask(self._witness.canary, "assistant", on_conflict=way)
@@ -102,8 +102,8 @@ class SocketLife:
     async def lose(self) -> None:
         """Lose the socket at any moment of a run, which goes on; resume without a gap or a repeat."""
         asked = self._chat.ask(load_order(events=200, sleep_ms=200), "load")
-        for _ in range(random.randint(1, 3)):  # noqa: S311
-            await trio.sleep(random.uniform(0, 0.4))  # noqa: S311
+        for _ in range(random.randint(1, 3)):
+            await trio.sleep(random.uniform(0, 0.4))
             await self._chat.link.lose()
         await self._complete(asked)
 
@@ -166,7 +166,7 @@ class SocketLife:
                 await self._next(connection, tap)
                 if pauses:
                     pauses -= 1
-                    await trio.sleep(random.uniform(0, 0.5))  # noqa: S311
+                    await trio.sleep(random.uniform(0, 0.5))
         if scope.cancelled_caught:
             raise Unexpected("events that did not come")
 
@@ -200,9 +200,9 @@ class SocketLife:
 def load_order(*, events: int | None = None, sleep_ms: int | None = None) -> str:
     """Return an order for the `load` agent; what is not given is of a size that people cause."""
     order = Order(
-        events=random.randint(5, 120) if events is None else events,  # noqa: S311
-        queries=random.randint(0, 5),  # noqa: S311
-        delta_bytes=random.randint(40, 400),  # noqa: S311
-        sleep_ms=random.randint(0, 500) if sleep_ms is None else sleep_ms,  # noqa: S311
+        events=random.randint(5, 120) if events is None else events,
+        queries=random.randint(0, 5),
+        delta_bytes=random.randint(40, 400),
+        sleep_ms=random.randint(0, 500) if sleep_ms is None else sleep_ms,
     )
     return msgspec.json.encode(order).decode()

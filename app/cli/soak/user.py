@@ -45,11 +45,11 @@ class Life:
         """Go on until this time, and end what is being done."""
         names = list(self.activities)
         weights = [self.activities[name][0] for name in names]
-        await trio.sleep(random.uniform(0, 2 * pause))  # noqa: S311  people do not start in the same instant
+        await trio.sleep(random.uniform(0, 2 * pause))  # people do not start in the same instant
         while trio.current_time() < until:
-            name = random.choices(names, weights)[0]  # noqa: S311
+            name = random.choices(names, weights)[0]
             await self._do(name, self.activities[name][1])
-            await trio.sleep(random.uniform(0, 2 * pause))  # noqa: S311
+            await trio.sleep(random.uniform(0, 2 * pause))
 
     async def _do(self, name: str, activity: Activity) -> None:
         with trio.move_on_after(ACTIVITY_SECONDS) as scope:
@@ -122,7 +122,7 @@ class SoakUser:
         """What the log holds must have come, by whatever sockets."""
         last_seq = (await self._caller.call("GET", f"/v1/threads/{self.thread_id}"))["last_seq"]
         with trio.move_on_after(ACTIVITY_SECONDS):
-            while self._link.cursor.seq < last_seq:  # noqa: ASYNC110 - a link does not tell of every event
+            while self._link.cursor.seq < last_seq:  # noqa: ASYNC110  # a link does not tell of every event
                 await trio.sleep(0.1)
             return
         self.witness.tally.gap(self.thread_id, self._link.cursor.seq + 1, last_seq)

@@ -134,7 +134,7 @@ class ScriptedServer:
 
     # -- HTTP -----------------------------------------------------------------------------------------
 
-    def answer(self, method, path, body, token):  # noqa: PLR0911  a table of calls
+    def answer(self, method, path, body, token):  # noqa: PLR0911  # a table of calls
         self.calls.append((method, path))
         if self.refusals:
             status, headers = self.refusals.pop(0)
@@ -164,7 +164,7 @@ class ScriptedServer:
             "last_seq": len(log),
         }
 
-    def answer_user(self, method, parts, user_id):  # noqa: PLR0911  a table of calls
+    def answer_user(self, method, parts, user_id):  # noqa: PLR0911  # a table of calls
         match method, parts:
             case "GET", ["me"]:
                 return 200, {"user_id": user_id, "email": "", "roles": []}, {}

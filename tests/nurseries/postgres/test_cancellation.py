@@ -215,7 +215,7 @@ async def failing_transaction(db, unit):
     try:
         async with db.transaction() as tx:
             await tx.execute(INSERT, "one", unit)
-            raise LookupError  # noqa: TRY301 - this is the body that fails
+            raise LookupError  # noqa: TRY301  # this is the body that fails
     except LookupError:
         await read(db, unit)
 
