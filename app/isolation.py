@@ -35,10 +35,14 @@ from nurseries.roots import open_now
 from nurseries.serving import Listener
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import trio
+
     from nurseries.events import Streams
     from nurseries.kinds import Infrastructure
     from nurseries.request import Kernel
-    from nurseries.server import Server
+    from nurseries.session import Session
 
 SHARED: Final = (
     AccountService,  # accounts and sessions, by id
@@ -73,16 +77,23 @@ SHARED: Final = (
 )
 
 
-def shared_by_design(server: Server, catalog: Catalog) -> Infrastructure:
-    """Return all that users may share, and which installed code is looked into as ours."""
+def shared_by_design(requests: trio.Nursery, catalog: Catalog) -> Infrastructure:
+    """Return all that users may share, and which installed code is looked into as ours.
+
+    Args:
+        requests: the nursery of the runs that outlive who asked for them.
+        catalog: the agents and what they use.
+    """
     ours = {"app", *(agent.__module__.partition(".")[0] for agent in catalog.agents)}
     types = (*SHARED, *catalog.cascade.shared(), *catalog.toolbox.shared())
-    return KERNEL.and_also(types=types, objects=(server.requests,), code=ours)
+    return KERNEL.and_also(types=types, objects=(requests,), code=ours)
 
 
-def open_scopes(kernel: Kernel, server: Server, streams: Streams, runs: Runs) -> dict[str, list[object]]:
+def open_scopes(
+    kernel: Kernel, sessions: Iterable[Session], streams: Streams, runs: Runs
+) -> dict[str, list[object]]:
     """Return what each user has open: requests, sockets, what waits for them, and runs, the queued ones included."""
-    scopes = open_now(kernel.live.requests.values(), server.sessions, streams.outboxes())
+    scopes = open_now(kernel.live.requests.values(), sessions, streams.outboxes())
     for run in runs:
         scopes.setdefault(run.context.user_id, []).append(run)
     return scopes

@@ -234,8 +234,8 @@ async def _serve(  # noqa: PLR0913  # called once
         ),
     )
     audit = Audit(
-        partial(open_scopes, kernel, server, streams, runs),
-        partial(shared_by_design, server, catalog),
+        partial(open_scopes, kernel, server.sessions, streams, runs),
+        lambda: shared_by_design(server.requests, catalog),  # a nursery that is not open yet
         isolation,
         AuditBounds(objects=settings.isolation.objects, seconds=settings.isolation.seconds),
     )

@@ -19,16 +19,22 @@ from app.chat.run import Ask
 from app.chat.runs import Runs
 from app.database import Store
 from app.engine.models.making import open_models
+from app.isolation import open_scopes, shared_by_design
 from app.main import make_catalog, open_pools
 from app.settings import Settings
 from nurseries.groups import alone
+from nurseries.roots import roots_of
+from nurseries.sharing import shared_between
+from nurseries.testing.isolation import listing
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from app.chat.run import Run
+    from app.engine.engine import Catalog
     from app.main import Pools
     from app.testing.database import Database
+    from nurseries.sharing import Finding
 
 
 @attrs.frozen(eq=False)
@@ -39,11 +45,13 @@ class House:
         pools: its connections, its event log, its streams.
         runs: its runs.
         nursery: of the runs that outlive who asked for them; the house waits for them in the end.
+        catalog: its agents, and what they use.
     """
 
     pools: Pools
     runs: Runs
     nursery: trio.Nursery
+    catalog: Catalog
     _admin: psycopg.Connection[Any]
 
     def user(self) -> Guest:
@@ -55,6 +63,25 @@ class House:
         )
         self._admin.execute("INSERT INTO threads (thread_id, user_id) VALUES (%s, %s)", (thread_id, user_id))
         return Guest(user_id, thread_id, self)
+
+    def shared(self) -> list[Finding]:
+        """Return what two users who have something open now both reach and could change; a look takes no step."""
+        scopes = open_scopes(self.pools.kernel, (), self.pools.streams, self.runs)
+        roots = {
+            user: [root for thing in things for root in roots_of(thing)] for user, things in scopes.items()
+        }
+        infrastructure = shared_by_design(self.nursery, self.catalog).and_also(types=(House,))
+        return shared_between(roots, infrastructure=infrastructure)
+
+    def assert_isolated(self) -> None:
+        """Fail if there is anything that is `shared`.
+
+        Raises:
+            AssertionError: there is; the message has the way to it from either side.
+        """
+        __tracebackhide__ = True
+        findings = self.shared()
+        assert not findings, listing(findings)
 
     def rows(self, sql: str, *params: object) -> list[tuple[Any, ...]]:
         """Return the rows of a statement, as the owner of the database sees them: those of all users."""
@@ -111,9 +138,10 @@ async def open_house(database: Database, **settings: Any) -> AsyncIterator[House
             open_pools(chosen, store) as pools,
             trio.open_nursery() as services,
         ):
-            runs = Runs(pools.kernel, pools.journal, make_catalog(chosen, models), chosen.runs)
+            catalog = make_catalog(chosen, models)
+            runs = Runs(pools.kernel, pools.journal, catalog, chosen.runs)
             await services.start(pools.journal.run)
             async with trio.open_nursery() as nursery:
-                yield House(pools, runs, nursery, admin)
+                yield House(pools, runs, nursery, catalog, admin)
                 await runs.wait_idle()
             services.cancel_scope.cancel()

@@ -48,6 +48,10 @@ class Watch:
         """Look in this way at the users of the kernel with this list of open requests."""
         self._ways[id(live)] = look
 
+    def no_more_over(self, live: Live) -> None:
+        """Let go of a kernel that has ended."""
+        del self._ways[id(live)]
+
     def opened(self, live: Live) -> None:
         """A request opened: look when there were 2, 4, 8 and so on, so that a crowd costs little more than a few."""
         if id(live) in self._ways and live.opened > 1 and live.opened & (live.opened - 1) == 0:

@@ -35,12 +35,13 @@ def nurseries_settings():
 
 
 @pytest.fixture
-def meet(nurseries_house, nurseries_database):
+def meet(nurseries_house, nurseries_database, watch):
     """A scenario: everybody talks, with cancellations at moments that the seed decides; then all is looked at."""
 
     async def play() -> None:
         with lease_ledger() as ledger:
             async with nurseries_house() as house:
+                watch.over(house.pools.kernel.live, house.shared)
                 guests = [house.user() for _ in range(USERS)]
                 async with trio.open_nursery() as nursery:
                     for guest in guests:
@@ -51,7 +52,9 @@ def meet(nurseries_house, nurseries_database):
                 ledger.check(pools_open=True)
                 for guest in guests:
                     look_at(house, guest, [other for other in guests if other is not guest])
+                watch.no_more_over(house.pools.kernel.live)
             ledger.check()
+        assert not watch.findings, watch.told()
         assert admin.execute(STATES).fetchall() == []
 
     with psycopg.connect(nurseries_database.owner, autocommit=True) as admin:

@@ -77,6 +77,26 @@ def test_a_house_ends_what_is_asked_in_it(nurseries_house):
     replay(second, seed=0)
 
 
+async def test_a_house_tells_what_two_of_its_guests_share(nurseries_house):
+    """Also in the middle of a schedule, where the look takes no step; what only one of them has at work is nobody else's."""
+    async with nurseries_house() as house:
+        guests = [house.user(), house.user()]
+        async with trio.open_nursery() as nursery:
+            for agent, kept in (("tidy", 0), ("hoarder", 1)):
+                for guest in guests:
+                    with house.pools.streams.listen(guest.user_id) as outbox:
+                        await guest.submit(
+                            agent, f"secret of {guest.user_id}", nursery, on_conflict="interrupt"
+                        )
+                        while not any(event.type == "message_delta" for event in await outbox.take()):
+                            pass
+                    assert len(house.shared()) == (kept if guest is guests[1] else 0)
+            with pytest.raises(AssertionError, match="class attribute kept: list") as failure:
+                house.assert_isolated()
+            assert "secret" not in str(failure.value)
+            nursery.cancel_scope.cancel()
+
+
 async def test_a_failed_run_fails_who_asks(nurseries_house):
     """The assertion has code and message as a user is told, and nothing of the error."""
     async with nurseries_house() as house:
