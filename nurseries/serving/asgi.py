@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -74,15 +73,18 @@ class Tasks:
     stays with its request, and putting a message never waits: the body limit bounds what is put.
     """
 
-    def __init__(self, nursery: trio.Nursery, peer: str, crashed: Callable[[], None]) -> None:
+    def __init__(self, nursery: trio.Nursery, crashed: Callable[[], None]) -> None:
         self._nursery = nursery
-        self._peer = peer
         self._crashed = crashed
 
     async def spawn_app(
         self, app: ASGIApp, _config: Config, scope: Any, send: Callable[[Any], Awaitable[None]]
     ) -> Callable[[Any], Awaitable[None]]:
-        """Start an application and return what puts a message into its `receive`."""
+        """Start an application and return what puts a message into its `receive`.
+
+        It is offered no extension: those that Hypercorn knows are not sent from here.
+        """
+        scope["extensions"] = {}
         inbox = Inbox()
         self._nursery.start_soon(self._run, app, scope, inbox, send)
         return inbox.put
@@ -93,28 +95,38 @@ class Tasks:
 
     async def _run(self, app: ASGIApp, scope: Any, inbox: Inbox, send: Send) -> None:
         try:
-            with barrier(
-                f"{scope['method']} {scope['path']!r}", self._peer, self._crashed, ClientDisconnected
-            ):
+            what, peer = f"{scope['method']} {scope['path']!r}", scope["client"][0]
+            with barrier(what, peer, self._crashed, ClientDisconnected):
                 await app(scope, inbox.receive, send)
         finally:
             await send(None)
 
 
 class Inbox:
-    """The messages that wait for an application; after a disconnect, that for ever."""
+    """What waits for an application: as much of the body as has come, and a disconnect, which is told for ever.
 
-    __slots__ = ("_messages", "_waiting")
+    Pieces of a body are joined while they wait. Many small ones, each a message of its own, would take some
+    hundred times the memory that the limit on bodies allows for.
+    """
+
+    __slots__ = ("_body", "_gone", "_more", "_news", "_waiting")
 
     def __init__(self) -> None:
-        self._messages: deque[Any] = deque()
+        self._body = bytearray()
+        self._more = True
+        self._news = False  # whether there is a piece, or the end, that was not told yet
+        self._gone = False
         self._waiting: trio.Event | None = None
 
     async def put(self, message: Any) -> None:
         """Add a message. Never waits; asynchronous because that is how Hypercorn calls it."""
         if message["type"] == "http.disconnect":
-            self._messages.clear()
-        self._messages.append(message)
+            self._gone = True
+            self._body.clear()
+        else:
+            self._news = True
+            self._body += message["body"]
+            self._more = message["more_body"]
         if self._waiting is not None:
             self._waiting.set()
             self._waiting = None
@@ -122,15 +134,16 @@ class Inbox:
     async def receive(self) -> Any:
         """Return the next message."""
         await trio.lowlevel.checkpoint_if_cancelled()
-        while not self._messages:
+        while not (self._news or self._gone):
             if self._waiting is None:
                 self._waiting = trio.Event()
             await self._waiting.wait()
-        message = self._messages[0]
-        if message["type"] == "http.disconnect":
+        if self._gone:
             await trio.lowlevel.checkpoint()
-        else:
-            self._messages.popleft()
+            return {"type": "http.disconnect"}
+        message = {"type": "http.request", "body": bytes(self._body), "more_body": self._more}
+        self._body.clear()
+        self._news = False
         return message
 
 

@@ -46,7 +46,7 @@ class HTTP1(H11Protocol):
 
     def __init__(self, wire: Wire, serving: Serving, address: str, nursery: trio.Nursery) -> None:
         limits = serving.limits
-        tasks = Tasks(nursery, address, serving.count_crash)
+        tasks = Tasks(nursery, serving.count_crash)
         super().__init__(
             serving.http,  # type: ignore[arg-type]  # only Tasks calls it, and calls it as plain ASGI
             serving.config,

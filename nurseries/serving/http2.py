@@ -1,4 +1,4 @@
-"""HTTP/2, over TLS only: h2's sans-I/O connection, with backpressure and an answer to every input.
+"""HTTP/2, over TLS only: concurrent requests on one connection, each with its bounds, and an answer to every input.
 
 Written anew on h2, not derived from Hypercorn's `H2Protocol`: its buffers, its sending task, its priority
 tree and most of its event handlers are where its holes are, so nothing would be left of it. Here a stream
@@ -9,32 +9,27 @@ PRIORITY is ignored, as RFC 9113 (5.3.2) allows, and nothing is ever pushed.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import attrs
-import h2.config
-import h2.connection
-import h2.errors
 import h2.events
 import h2.exceptions
-import h2.settings
+import h11
 import trio
-from hypercorn.protocol.events import Body, EndBody, InformationalResponse, Request, Response, StreamClosed
+from h2.errors import ErrorCodes
+from hypercorn.protocol.events import Body, EndBody, Request, Response, StreamClosed
 from hypercorn.protocol.events import Event as StreamEvent
 from hypercorn.typing import ConnectionState
-from hypercorn.utils import filter_pseudo_headers
+from hypercorn.utils import filter_pseudo_headers, suppress_body
 
 from nurseries.serving.asgi import Exchange, Tasks, objection
+from nurseries.serving.http2_frames import GONE, Frames
 from nurseries.serving.problem import Problem
-from nurseries.serving.rates import Rate
 from nurseries.serving.wire import Wire, WireBroken
 
 if TYPE_CHECKING:
     from nurseries.serving.bodies import BodyLimit
     from nurseries.serving.connection import Serving
-
-_GONE = (h2.exceptions.ProtocolError, KeyError)
-"""What h2 raises when a stream or the connection has ended under a sender."""
 
 _BODIES_AT_ONCE = 4  # full request bodies that one connection may have on the way at the same time
 
@@ -45,10 +40,18 @@ class _Stream:
     limit: BodyLimit
     body_until: float  # when the request's body must be complete; inf once it is
     body_bytes: int = 0
+    promised: int | None = None  # bytes of the answer still to come, if its head has told
 
     @property
     def receiving(self) -> bool:
         return self.body_until < math.inf
+
+    def answer(self, size: int) -> None:
+        """Count what is sent of the answer against what its head has promised."""
+        if self.promised is not None:
+            self.promised -= size
+            if self.promised < 0:
+                raise h11.LocalProtocolError("more body than its Content-Length")
 
 
 class HTTP2:
@@ -65,24 +68,12 @@ class HTTP2:
         self._serving = serving
         self._limits = serving.limits
         self._address = address
-        self._tasks = Tasks(nursery, address, serving.count_crash)
+        self._tasks = Tasks(nursery, serving.count_crash)
         self._streams: dict[int, _Stream] = {}
-        self._window = trio.Event()  # set, and replaced, whenever somebody may be able to send again
-        self._control = Rate(self._limits.http2_control_frames / 10, self._limits.http2_control_frames)
         self._reading = trio.CancelScope()
         self._idle_until = trio.current_time() + self._limits.head_seconds
         self._over = False
-        codes = h2.settings.SettingCodes
-        self._connection = h2.connection.H2Connection(
-            h2.config.H2Configuration(client_side=False, header_encoding=None)
-        )
-        self._connection.local_settings = h2.settings.Settings(
-            client=False,
-            initial_values={
-                codes.MAX_CONCURRENT_STREAMS: self._limits.http2_streams,
-                codes.MAX_HEADER_LIST_SIZE: self._limits.head_bytes,
-            },
-        )
+        self._frames = Frames(wire, self._limits)
 
     # -- the reader ----------------------------------------------------------------------------------
 
@@ -90,8 +81,7 @@ class HTTP2:
         """Serve the connection until it ends."""
         self._serving.connections.add(self)
         try:
-            self._connection.initiate_connection()
-            await self._flush()
+            await self._frames.greet()
             await self._read()
         except WireBroken:
             pass
@@ -103,7 +93,7 @@ class HTTP2:
     async def _read(self) -> None:
         while not self._over:
             if self._serving.draining and not self._streams:
-                await self._go_away(h2.errors.ErrorCodes.NO_ERROR)
+                await self._go_away(ErrorCodes.NO_ERROR)
                 return
             with trio.CancelScope(deadline=self._deadline()) as self._reading:
                 data = await self._wire.receive()
@@ -113,13 +103,13 @@ class HTTP2:
             if not data:
                 return
             try:
-                events = self._connection.receive_data(data)
+                events = self._frames.take(data)
             except h2.exceptions.ProtocolError:
-                await self._flush()  # h2 has said GOAWAY
+                await self._frames.flush()  # h2 has said GOAWAY
                 return
             for event in events:
                 await self._handle(event)
-            await self._flush()
+            await self._frames.flush()
 
     def _deadline(self) -> float:
         if not self._streams:
@@ -131,7 +121,7 @@ class HTTP2:
         now = trio.current_time()
         if not self._streams:
             if now >= self._idle_until:
-                await self._go_away(h2.errors.ErrorCodes.NO_ERROR)
+                await self._go_away(ErrorCodes.NO_ERROR)
             return
         for stream in tuple(self._streams.values()):
             if now >= stream.body_until:
@@ -158,18 +148,19 @@ class HTTP2:
                     stream.body_until = math.inf
                     await stream.exchange.handle(EndBody(stream_id=stream_id))
             case h2.events.WindowUpdated():
-                self._open_window()
+                if self._frames.count_update():
+                    await self._go_away(ErrorCodes.ENHANCE_YOUR_CALM)
             case h2.events.ConnectionTerminated():
                 self._over = True
             case _:
                 if isinstance(event, h2.events.StreamReset) and event.stream_id is not None:
                     await self._drop(event.stream_id)
-                self._open_window()
-                await self._count_control()
+                self._frames.open_window()
+                await self._count()
 
     async def _begin(self, stream_id: int, headers: list[tuple[bytes, bytes]]) -> None:
         if self._serving.draining:
-            self._reset(stream_id, h2.errors.ErrorCodes.REFUSED_STREAM)
+            self._frames.reset(stream_id, ErrorCodes.REFUSED_STREAM)
             return
         pseudo = {name: value for name, value in headers if name.startswith(b":")}
         items = filter_pseudo_headers(headers)
@@ -209,17 +200,13 @@ class HTTP2:
             else:
                 await stream.exchange.handle(Body(stream_id=stream_id, data=data))
         if not data:
-            await self._count_control()
-        if flow_controlled and not self._over:
-            self._connection.acknowledge_received_data(flow_controlled, stream_id)
+            await self._count()
+        if not self._over:
+            self._frames.acknowledge(stream_id, flow_controlled)
 
-    async def _count_control(self) -> None:
-        if self._control.take(trio.current_time()) > 0.0:
-            await self._go_away(h2.errors.ErrorCodes.ENHANCE_YOUR_CALM)
-
-    def _open_window(self) -> None:
-        self._window.set()
-        self._window = trio.Event()
+    async def _count(self) -> None:
+        if self._frames.count():
+            await self._go_away(ErrorCodes.ENHANCE_YOUR_CALM)
 
     # -- what the application says -------------------------------------------------------------------
 
@@ -230,46 +217,51 @@ class HTTP2:
             if isinstance(event, StreamClosed):
                 self._close(stream_id)
                 await self._drop(stream_id)
-                await self._flush()
+                await self._frames.flush()
             elif stream_id in self._streams:
-                await self._send_part(stream_id, event)
-        except _GONE:
+                await self._send_part(self._streams[stream_id], event)
+        except GONE:
             await self._drop(stream_id)
         except WireBroken:
             self._over = True
             self._reading.cancel()
             await self._drop(stream_id)
 
-    async def _send_part(self, stream_id: int, event: StreamEvent) -> None:
-        if isinstance(event, Response | InformationalResponse):
-            headers = [(b":status", b"%d" % event.status_code), *event.headers]
-            self._connection.send_headers(stream_id, [*headers, *self._serving.config.response_headers("h2")])
-            if not any(name == b"content-length" for name, _ in event.headers):
-                await self._flush()  # else it goes out together with its body
+    async def _send_part(self, stream: _Stream, event: StreamEvent) -> None:
+        """Send what is a part of a valid response.
+
+        Raises:
+            LocalProtocolError: it is not; the application has failed, as it would have on HTTP/1.1.
+        """
+        stream_id = event.stream_id
+        if isinstance(event, Response):
+            head = h11.Response(headers=event.headers, status_code=event.status_code)
+            lengths = [int(value) for name, value in head.headers if name == b"content-length"]
+            if lengths and not suppress_body(stream.exchange.scope["method"], event.status_code):
+                stream.promised = lengths[0]
+            headers = [*event.headers, *self._serving.config.response_headers("h2")]
+            self._frames.headers(stream_id, event.status_code, headers)
+            if not lengths:
+                await self._frames.flush()  # else it goes out together with its body
         elif isinstance(event, Body):
+            stream.answer(len(event.data))
             await self._send_data(stream_id, event.data)
         elif isinstance(event, EndBody):
-            self._connection.end_stream(stream_id)
-            await self._flush()
+            if stream.promised:
+                raise h11.LocalProtocolError("less body than its Content-Length")
+            await self._frames.end(stream_id)
 
     async def _send_data(self, stream_id: int, data: bytes) -> None:
-        connection, start = self._connection, 0
-        while start < len(data):
-            room = min(connection.local_flow_control_window(stream_id), connection.max_outbound_frame_size)
+        start = 0
+        while start < len(data) and stream_id in self._streams:
+            room = self._frames.room(stream_id)
             if room > 0:
-                connection.send_data(stream_id, data[start : start + room])
+                await self._frames.data(stream_id, data[start : start + room])
                 start += room
-                await self._flush()
-                continue
-            with trio.move_on_after(self._limits.write_seconds) as scope:
-                await self._window.wait()
-            if scope.cancelled_caught:
-                self._reset(stream_id, h2.errors.ErrorCodes.CANCEL)
-                await self._flush()
+            elif not await self._frames.wait_room():
+                self._frames.reset(stream_id, ErrorCodes.CANCEL)
+                await self._frames.flush()
                 await self._drop(stream_id)
-                return
-            if stream_id not in self._streams:
-                return
 
     def _close(self, stream_id: int) -> None:
         """Say that a stream is over: cut short if the answer is not complete, else if the request is not."""
@@ -277,15 +269,9 @@ class HTTP2:
         if stream is None:
             return
         if not stream.exchange.answered:
-            self._reset(stream_id, h2.errors.ErrorCodes.INTERNAL_ERROR)
+            self._frames.reset(stream_id, ErrorCodes.INTERNAL_ERROR)
         elif stream.receiving:
-            self._reset(stream_id, h2.errors.ErrorCodes.NO_ERROR)
-
-    def _reset(self, stream_id: int, code: h2.errors.ErrorCodes) -> None:
-        try:
-            self._connection.reset_stream(stream_id, code)
-        except _GONE:
-            return
+            self._frames.reset(stream_id, ErrorCodes.NO_ERROR)
 
     async def _drop(self, stream_id: int) -> None:
         """Forget a stream, and tell its application. Not a checkpoint."""
@@ -296,14 +282,8 @@ class HTTP2:
         if not self._streams:
             self._idle_until = trio.current_time() + self._limits.keep_alive_seconds
             self._reading.cancel()  # the reader has a new deadline, and may have something to flush
-        self._open_window()
+        self._frames.open_window()
 
-    async def _go_away(self, code: h2.errors.ErrorCodes) -> None:
+    async def _go_away(self, code: ErrorCodes) -> None:
         self._over = True
-        self._connection.close_connection(code)
-        await self._flush()
-
-    async def _flush(self) -> None:
-        data: Any = self._connection.data_to_send()
-        if data:
-            await self._wire.send(data)
+        await self._frames.go_away(code)

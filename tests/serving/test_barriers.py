@@ -5,7 +5,7 @@ import logging
 import pytest
 import trio
 
-from nurseries.serving import Handshake
+from nurseries.serving import Handshake, ServingLimits
 from nurseries.serving.asgi import ClientDisconnected, barrier, contained
 from nurseries.serving.dialogue import Dialogue
 from nurseries.serving.http1 import HTTP1
@@ -104,6 +104,66 @@ async def test_failure_beside_a_cancellation_is_not_lost(caplog):
     assert "first" in line
     assert "while it was cancelled" in line
     assert "Cancelled" not in line
+
+
+START = {"type": "http.response.start", "status": 200, "headers": []}
+BODY = {"type": "http.response.body", "body": b"body"}
+
+INVALID = {
+    "status": ([{**START, "status": 1000}, BODY], 500),
+    "no final status": ([{**START, "status": 103}, BODY], 500),
+    "line in a header": ([{**START, "headers": [(b"x", b"a\r\nset-cookie: b")]}, BODY], 500),
+    "text in a header": ([{**START, "headers": [("x", "y")]}, BODY], 500),
+    "length that is none": ([{**START, "headers": [(b"content-length", b"four")]}, BODY], 500),
+    "body first": ([BODY], 500),
+    "unknown message": ([{"type": "http.response.nonsense"}], 500),
+    "two heads": ([START, START, BODY], 200),
+    "text as body": ([START, {**BODY, "body": "text"}], 200),
+    "too little": ([{**START, "headers": [(b"content-length", b"5")]}, BODY], 200),
+    "too much": ([{**START, "headers": [(b"content-length", b"3")]}, BODY], None),
+}
+"""What an application says, and the status that its client gets: 200 is cut, None is either cut or nothing."""
+
+
+@pytest.mark.parametrize("protocol", ["http/1.1", "h2"])
+@pytest.mark.parametrize("name", INVALID)
+async def test_application_that_breaks_its_side(name, protocol, certificates, caplog):
+    """On both protocols it has failed, once: its answer is a 500, or is cut and does not look complete."""
+    messages, status = INVALID[name]
+
+    async def http(_scope, _receive, send):
+        for message in messages:
+            await send(message)
+
+    options = {"http": http, "crashes": 1}
+    if protocol == "h2":
+        async with http2_peer.quick(certificates, **options) as house, http2_peer.client(house) as made:
+            await made.ask(1)
+            await made.until(1)
+            assert status is None or made.status == {1: status}
+            assert (1 in made.ended) is (status == 500)
+    else:
+        async with serving(ServingLimits(close_seconds=0.2), **options) as house, house.connect() as peer:
+            await peer.send(GET + b"Connection: close\r\n\r\n")
+            answer = await peer.rest()
+            assert answer.startswith(b"HTTP/1.1 %d" % status) if status else answer == b""
+            assert answer.endswith(b"}") is (status == 500)
+            assert not answer.endswith(b"0\r\n\r\n")
+    (line,) = errors(caplog)
+    assert "127.0.0.1" in line
+
+
+async def test_failure_is_logged_with_the_client_behind_a_proxy(caplog):
+    """Not with the proxy, whose address says nothing."""
+
+    async def http(_scope, _receive, _send):
+        raise ZeroDivisionError("fault")
+
+    async with serving(http=http, crashes=1, trusted_proxies=["127.0.0.1"]) as house, house.connect() as peer:
+        await peer.send(GET + b"X-Forwarded-For: 203.0.113.7\r\n\r\n")
+        assert await peer.status() == 500
+    (line,) = errors(caplog)
+    assert "203.0.113.7" in line
 
 
 def cancelled() -> trio.Cancelled:
