@@ -5,9 +5,11 @@ import os
 import re
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
+from websockets.sync.client import connect
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
@@ -80,3 +82,19 @@ def test_the_kernel_alone_runs(database):
     )
     assert "alice alice ['greeted']" in lines
     assert any(line.startswith("bob Failure(code='internal'") and line.endswith("[]") for line in lines)
+
+
+def test_the_serving_layer_alone_runs():
+    """The program of docs/serving.md answers a request and a socket, and ends well when it is told to."""
+    listing = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "serving.md").read_text(), re.DOTALL)[1]
+    with subprocess.Popen(
+        [sys.executable, "-c", listing.replace("port=8000", "port=0")], stdout=subprocess.PIPE, text=True
+    ) as program:
+        url = program.stdout.readline().removeprefix("listening on ").strip()
+        with urllib.request.urlopen(url, timeout=30) as answer:
+            assert answer.read() == b"hello\n"
+        with connect(url.replace("http", "ws", 1)) as socket:
+            socket.send("hi")
+            assert [socket.recv(30), socket.recv(30)] == ["two texts,", "one write: 'hi'"]
+        program.terminate()
+        assert program.wait(timeout=30) == 0

@@ -7,13 +7,14 @@
 from nurseries.serving.asgi import ASGIApp, ClientDisconnected
 from nurseries.serving.bodies import BodyLimit
 from nurseries.serving.connection import ServingStatistics
+from nurseries.serving.dialogue import SocketClosed
 from nurseries.serving.handshake import Handshake
 from nurseries.serving.headers import Headers
 from nurseries.serving.limits import ServingLimits
 from nurseries.serving.listener import Listener, WebSocketHandler
 from nurseries.serving.messages import Binary
 from nurseries.serving.tls import Certificates
-from nurseries.serving.websocket import SocketClosed, WebSocket
+from nurseries.serving.websocket import WebSocket
 
 __all__ = [
     "ASGIApp",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import socket
 import stat
@@ -13,14 +14,19 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _BACKLOG = 1024
+_PROBES = 4  # of a silent TCP peer
+_LONGEST_IDLE = 32_767  # seconds, the most that Linux takes (tcp(7))
 
 
 @contextlib.contextmanager
-def listening(host: str | None, port: int, unix_path: Path | None) -> Iterator[list[socket.socket]]:
+def listening(
+    host: str | None, port: int, unix_path: Path | None, heartbeat: float
+) -> Iterator[list[socket.socket]]:
     """Bind every address that `host` stands for, and a unix socket; close them all at the end.
 
     With port 0 the system picks one, the same for all addresses. A unix socket's file is removed at the end,
-    and before the start if nobody listens on it any more.
+    and before the start if nobody listens on it any more. A TCP peer that is silent for `heartbeat` seconds
+    is probed by the system, and given up after as many again.
 
     Raises:
         OSError: an address cannot be had; the message names it.
@@ -30,6 +36,8 @@ def listening(host: str | None, port: int, unix_path: Path | None) -> Iterator[l
         if host is not None:
             with _named(f"{host}:{port}"):
                 sockets += _bind(stack, host, port)
+            for sock in sockets:
+                _watch_peers(sock, heartbeat)
         if unix_path is not None:
             with _named(str(unix_path)):
                 sockets.append(stack.enter_context(_unix(unix_path)))
@@ -60,6 +68,22 @@ def _listening(sock: socket.socket) -> socket.socket:
     sock.setblocking(False)
     sock.listen(_BACKLOG)
     return sock
+
+
+def _watch_peers(sock: socket.socket, heartbeat: float) -> None:
+    """Have the system notice peers that vanish. Connections inherit what their listening socket is set to.
+
+    HTTP has no ping: without this, who waits for an answer behind a pulled cable would be waited for for ever.
+    """
+    idle = min(math.ceil(heartbeat), _LONGEST_IDLE)
+    interval = math.ceil(idle / _PROBES)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, idle)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, interval)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, math.ceil(idle / interval))
+    # Probes are not sent while something else waits to be acknowledged, such as an event of a stream.
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 2 * idle * 1000)
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from websockets.frames import Close, Frame
+from websockets.frames import Frame
 from websockets.protocol import SERVER, Protocol, State
 
 from nurseries.serving.messages import Assembly, frames_of
@@ -26,17 +26,40 @@ QUIET.setLevel(logging.WARNING)
 
 _REASON_BYTES = 123  # what a close frame has room for beside its code (RFC 6455, 5.5)
 
+_PIECE_BYTES = 2 * 1024  # parsed at once: the smallest frames take forty times their size in memory
+
+NO_STATUS = 1005
+ABNORMAL = 1006
+
+
+class SocketClosed(Exception):
+    """The socket is closed; nothing more comes and nothing more can be sent.
+
+    Attributes:
+        code: the close code: the peer's when it closed first, else ours; 1005 when the peer gave none,
+            1006 when the connection was lost without a farewell.
+        reason: the text that came with it.
+        by_peer: whether the peer said farewell first.
+    """
+
+    def __init__(self, code: int, reason: str = "", *, by_peer: bool = False) -> None:
+        super().__init__(f"{code} {reason}".rstrip())
+        self.code = code
+        self.reason = reason
+        self.by_peer = by_peer
+
 
 class Dialogue:
     """One WebSocket's, from the answer to its handshake on."""
 
-    __slots__ = ("_assembly", "_events", "_outgoing", "_protocol")
+    __slots__ = ("_assembly", "_events", "_outgoing", "_protocol", "_unparsed")
 
     def __init__(self, message_bytes: int, extensions: Sequence[Extension] = (), early: bytes = b"") -> None:
         self._protocol = Protocol(SERVER, max_size=message_bytes, logger=QUIET)
         self._protocol.extensions = list(extensions)
         self._assembly = Assembly()
         self._outgoing: list[bytes] = []
+        self._unparsed = b""
         self._events: Iterator[Request | Response | Frame] = iter(())
         if early:
             self.feed(early)
@@ -52,48 +75,64 @@ class Dialogue:
         return self._protocol.close_rcvd is not None
 
     @property
-    def peer_first(self) -> bool:
-        """Whether the farewell is the peer's, and what we said only the answer to it."""
-        return self.peer_closed and self._protocol.close_rcvd_then_sent is not False
-
-    @property
     def over(self) -> bool:
         """Whether nothing of the peer is waited for."""
         return self.peer_closed or self._protocol.eof_sent
 
     @property
-    def farewell(self) -> Close | None:
-        """The close frame that ended it, None before one."""
-        return self._protocol.close_sent or self._protocol.close_rcvd
+    def outcome(self) -> SocketClosed | None:
+        """What the close frames that were exchanged amount to, None before one."""
+        farewell = self._protocol.close_sent or self._protocol.close_rcvd
+        if farewell is None:
+            return None
+        by_peer = self.peer_closed and self._protocol.close_rcvd_then_sent is not False
+        return SocketClosed(farewell.code, farewell.reason, by_peer=by_peer)
 
     def feed(self, data: bytes) -> None:
         """Take what the peer sent; `b""` is its end."""
+        self._unparsed += data
         if data:
-            self._protocol.receive_data(data)
+            self._parse()
         else:
             self._protocol.receive_eof()
+
+    def _parse(self) -> None:
+        piece, self._unparsed = self._unparsed[:_PIECE_BYTES], self._unparsed[_PIECE_BYTES:]
+        self._protocol.receive_data(piece)
         self._events = iter(self._protocol.events_received())
 
     def next_frame(self) -> Frame | None:
         """Return the next frame of what was fed, control frames too, None when there is none."""
         event = next(self._events, None)
+        while event is None and self._unparsed:
+            self._parse()
+            event = next(self._events, None)
         assert event is None or isinstance(event, Frame)
         return event
+
+    def skip(self) -> None:
+        """Go on to the end of what was fed, for who waits for the peer's farewell alone."""
+        while self._unparsed:
+            self._parse()
 
     def message_of(self, frame: Frame) -> str | bytes | None:
         """Return the message that a frame completes, if it does. A text that is not UTF-8 ends the dialogue."""
         try:
             return self._assembly.add(frame)
         except UnicodeDecodeError as error:
-            self._events = iter(())
+            self._drop()
             if self.is_open:
                 self._protocol.fail(1007, f"{error.reason} at position {error.start}")
             return None
 
     def forget(self) -> None:
         """Drop what came and was not taken."""
-        self._events = iter(())
+        self._drop()
         self._assembly.clear()
+
+    def _drop(self) -> None:
+        self._unparsed = b""
+        self._events = iter(())
 
     def say(self, messages: Sequence[bytes]) -> None:
         """Have messages sent: plain bytes as text, `Binary` as binary."""

@@ -13,10 +13,10 @@ from websockets.headers import parse_subprotocol
 from websockets.http11 import Request, Response
 from websockets.server import ServerProtocol
 
-from nurseries.serving.dialogue import QUIET
+from nurseries.serving.dialogue import ABNORMAL, QUIET, SocketClosed
 from nurseries.serving.headers import Headers
 from nurseries.serving.problem import CONTENT_TYPE, Problem, http1_response
-from nurseries.serving.websocket import ABNORMAL, SocketClosed, WebSocket
+from nurseries.serving.websocket import WebSocket
 from nurseries.serving.wire import Wire, WireBroken
 
 if TYPE_CHECKING:

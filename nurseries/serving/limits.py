@@ -38,13 +38,15 @@ class ServingLimits:
         rate_addresses: addresses whose rate is remembered; the least recently seen is forgotten first.
         http2_streams: requests at the same time on one HTTP/2 connection.
         http2_control_frames: HTTP/2 frames other than HEADERS and DATA that may come at once; a tenth of
-            this number a second is restored. More ends the connection with ENHANCE_YOUR_CALM.
+            this number a second is restored. More ends the connection with ENHANCE_YOUR_CALM. A
+            WINDOW_UPDATE counts only beyond one for each KiB of data that was sent.
         handshake_seconds: for the handler to accept or refuse a WebSocket; then 503.
         message_bytes: of one WebSocket message, all its fragments together; more closes with 1009.
         frames_per_minute: WebSocket frames of any kind from one peer; more is read only at this rate.
         frame_burst: frames that may come at once before that rate applies.
         flood_seconds: that a peer may stay above the rate; then it is closed with 1008.
-        heartbeat_seconds: of silence before a ping; as many again and the socket is closed with 4408.
+        heartbeat_seconds: of silence before a ping; as many again and the socket is closed with 4408. Every
+            TCP peer is probed in the same way by the system, in whole seconds, and dropped when it is gone.
         close_seconds: for the closing handshake, and for a peer that must still read why it was refused.
         deflate: whether permessage-deflate is offered. Off: it costs memory for every socket.
     """

@@ -17,6 +17,7 @@ from nurseries.serving.asgi import ASGIApp, barrier
 from nurseries.serving.bind import listening, url_of
 from nurseries.serving.bodies import BodyLimit, BodyLimits
 from nurseries.serving.connection import OnLimit, Serving, ServingStatistics
+from nurseries.serving.dialogue import SocketClosed
 from nurseries.serving.handshake import Handshake, Refused
 from nurseries.serving.headers import Headers
 from nurseries.serving.http1 import HTTP1
@@ -26,7 +27,6 @@ from nurseries.serving.peers import UNIX, TrustedProxies
 from nurseries.serving.problem import Problem
 from nurseries.serving.rates import rate_key
 from nurseries.serving.tls import Certificates, encrypt
-from nurseries.serving.websocket import SocketClosed
 from nurseries.serving.wire import SocketWire, Wire, WireBroken
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ class Listener:
             http, self._limits, BodyLimits(usual, bodies or {}), TrustedProxies(trusted_proxies), on_limit
         )
         self._websocket = websocket
-        self._bind = (host, port, unix_path)
+        self._bind = (host, port, unix_path, self._limits.heartbeat_seconds)
         self._certificates = certificates
         self._tls = None if certificates is None else certificates.context()
         self._open: Counter[str] = Counter()
@@ -162,20 +162,13 @@ class Listener:
                     sock, name = listening_socket.accept()
                 except BlockingIOError:
                     break
-                except (
-                    OSError
-                ) as error:  # the peer gave up, or the system is full: either way the next may come
+                except OSError as error:  # the peer gave up, or the system is full: the next may come
                     if error.errno != errno.ECONNABORTED:
                         logger.warning("cannot accept: %s", error)
                         await trio.sleep(_FULL_SECONDS)
                     break
                 sock.setblocking(False)
-                if sock.family == socket.AF_UNIX:
-                    address = UNIX
-                else:
-                    address = name[0]
-                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                self._admit(sock, address, nursery)
+                self._admit(sock, UNIX if sock.family == socket.AF_UNIX else name[0], nursery)
 
     def _admit(self, sock: socket.socket, address: str, nursery: trio.Nursery) -> None:
         self._serving.accepted += 1

@@ -54,4 +54,4 @@ async def encrypt(sock: socket.socket, context: ssl.SSLContext, write_seconds: f
         await stream.do_handshake()
     except (trio.BrokenResourceError, OSError) as error:
         raise WireBroken from error
-    return TLSWire(stream, write_seconds)
+    return TLSWire(sock, stream, write_seconds)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from nurseries.serving.dialogue import Dialogue
+from nurseries.serving.dialogue import ABNORMAL, NO_STATUS, Dialogue, SocketClosed
 from nurseries.serving.rates import Rate
 from nurseries.serving.wire import Wire, WireBroken
 
@@ -18,29 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from websockets.extensions import Extension
-    from websockets.frames import Close
 
     from nurseries.serving.limits import ServingLimits
-
-ABNORMAL = 1006
-_NO_STATUS = 1005
-
-
-class SocketClosed(Exception):
-    """The socket is closed; nothing more comes and nothing more can be sent.
-
-    Attributes:
-        code: the close code: the peer's when it closed first, else ours; 1005 when the peer gave none,
-            1006 when the connection was lost without a farewell.
-        reason: the text that came with it.
-        by_peer: whether the peer said farewell first.
-    """
-
-    def __init__(self, code: int, reason: str = "", *, by_peer: bool = False) -> None:
-        super().__init__(f"{code} {reason}".rstrip())
-        self.code = code
-        self.reason = reason
-        self.by_peer = by_peer
 
 
 class WebSocket:
@@ -58,7 +37,6 @@ class WebSocket:
         "_closed",
         "_dialogue",
         "_ended",
-        "_holding",
         "_limits",
         "_over_until",
         "_rate",
@@ -85,7 +63,6 @@ class WebSocket:
         self._dialogue = Dialogue(limits.message_bytes, extensions, early)
         self._rate = Rate(limits.frames_per_minute / 60, limits.frame_burst)
         self._over_until = 0.0  # when a peer that stays above its rate is closed; 0.0 below it
-        self._holding: trio.CancelScope | None = None  # in it a flood is held back
         self._reading = False
         self._ended: trio.Event | None = None  # made when somebody waits for it
         self._closed: SocketClosed | None = None
@@ -130,7 +107,7 @@ class WebSocket:
         pinged = False
         self._reading = True
         try:
-            await self._flush()  # what answers the bytes that came with the handshake
+            await self._flush()  # what answers bytes that came before, with the handshake or the last message
             while True:
                 silent_at = trio.current_time() + self._limits.heartbeat_seconds
                 with trio.CancelScope(deadline=silent_at) as scope:  # move_on_after costs twice as much
@@ -154,26 +131,21 @@ class WebSocket:
     async def wait_left(self) -> None:
         """Return when the peer has left, taking no message: for who cannot take one now, and must see that.
 
-        What comes meanwhile waits for `receive`, in bounded memory. Then the socket is closed, and messages
-        that nobody received are dropped. Nothing is raised.
+        What comes meanwhile waits for `receive`, in the system's buffer. Then the socket is closed, and
+        messages that nobody received are dropped. Nothing is raised.
         """
-        self._reading = True
-        try:
-            await self._wire.wait_end()
-        finally:
-            self._reading = False
+        await self._wire.wait_end()
         self._mark_closed(ABNORMAL)
         self._wire.abort()
 
     async def _hold_back(self, until: float) -> None:
         if not self._dialogue.is_open:  # whoever closes waits for what the peer says to that
             return
-        with trio.CancelScope(deadline=min(until, self._over_until)) as self._holding:
+        with trio.CancelScope(deadline=min(until, self._over_until)):
             await self.wait_left()
-        self._holding = None
         if self._closed is not None:
             raise self._why()
-        if until >= self._over_until:
+        if until >= self._over_until and self._dialogue.is_open:
             await self._close_by_itself(1008, "too many frames")
             raise self._why()
 
@@ -221,8 +193,6 @@ class WebSocket:
         if not self._reading:
             await self._close_by_itself(code, reason)
             return
-        if self._holding is not None:
-            self._holding.cancel()
         try:  # the reader sees the answer
             with trio.move_on_after(self._limits.close_seconds):
                 self._dialogue.say_farewell(code, reason)
@@ -239,6 +209,7 @@ class WebSocket:
         self._reading = True
         try:
             with trio.move_on_after(self._limits.close_seconds):
+                self._dialogue.skip()
                 self._dialogue.say_farewell(code, reason)
                 await self._flush()
                 while not self._dialogue.over:
@@ -246,6 +217,7 @@ class WebSocket:
                     if not data:
                         break
                     self._dialogue.feed(data)
+                    self._dialogue.skip()
                 await self._wire.finish(self._limits.close_seconds)
         except WireBroken:
             self._mark_closed(ABNORMAL)
@@ -284,11 +256,7 @@ class WebSocket:
 
     def _mark_closed(self, code: int, reason: str = "") -> None:
         if self._closed is None:
-            farewell = self._dialogue.farewell
-            if farewell is None:
-                self._closed = SocketClosed(code, reason)
-            else:
-                self._closed = self._ended_by(farewell)
+            self._closed = self._dialogue.outcome or SocketClosed(code, reason)
             self._dialogue.forget()
         self._wake_closer()
 
@@ -297,10 +265,5 @@ class WebSocket:
             self._ended.set()
 
     def _why(self) -> SocketClosed:
-        if self._closed is not None:
-            return SocketClosed(self._closed.code, self._closed.reason, by_peer=self._closed.by_peer)
-        farewell = self._dialogue.farewell
-        return SocketClosed(_NO_STATUS) if farewell is None else self._ended_by(farewell)
-
-    def _ended_by(self, farewell: Close) -> SocketClosed:
-        return SocketClosed(farewell.code, farewell.reason, by_peer=self._dialogue.peer_first)
+        closed = self._closed or self._dialogue.outcome or SocketClosed(NO_STATUS)
+        return SocketClosed(closed.code, closed.reason, by_peer=closed.by_peer)

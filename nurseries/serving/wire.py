@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import select
 import socket
 
 import trio
@@ -16,7 +17,6 @@ READ_BYTES = 16 * 1024
 """Read at once. Large enough for throughput, small enough that parsing it does not hold up the others."""
 
 _PIECE_BYTES = 64 * 1024
-_AHEAD_BYTES = 64 * 1024
 
 
 class WireBroken(Exception):
@@ -34,10 +34,11 @@ class Wire(abc.ABC):
     secure: bool = False
     protocol: str = "http/1.1"
 
-    def __init__(self, write_seconds: float) -> None:
+    def __init__(self, sock: socket.socket, write_seconds: float) -> None:
+        self._socket = sock
         self._write_seconds = write_seconds
         self._sending = trio.Lock()
-        self._ahead = b""  # what came while somebody waited for the peer's end
+        self._watch: select.epoll | None = None  # in it somebody waits for the peer's end
         self.broken = False
 
     async def send(self, data: bytes) -> None:
@@ -78,10 +79,6 @@ class Wire(abc.ABC):
             # Trio would wait for the descriptor -1 like for any other, and once for all closed sockets.
             await trio.lowlevel.checkpoint()
             raise WireBroken
-        if self._ahead:
-            await trio.lowlevel.checkpoint()
-            data, self._ahead = self._ahead, b""
-            return data
         try:
             return await self._receive()
         except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
@@ -89,24 +86,27 @@ class Wire(abc.ABC):
             raise WireBroken from error
 
     async def wait_end(self) -> None:
-        """Return when the peer has sent its last or is gone, keeping for `receive` what it sends until then.
+        """Return when the peer has hung up, or this side has, though what it said before is still unread.
 
-        For who cannot take any more now, and must see a disconnect all the same. At most 64 KiB is kept; TCP
-        holds back what is beyond that, and hides the end behind it.
+        For who cannot take any more now, and must see a disconnect all the same. What comes waits in the
+        system's buffer; TCP holds back what is beyond that, and an orderly end with it.
         """
         if self.broken:
             await trio.lowlevel.checkpoint()
             return
         try:
-            while len(self._ahead) < _AHEAD_BYTES:
-                data = await self._receive()
-                if not data:
-                    return
-                self._ahead += data
-        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
-            self.abort()
-        else:
+            watch = select.epoll()  # to wait until the socket can be read would return at once
+        except OSError:  # no descriptor is left: who reads again sees the end then
             await trio.sleep_forever()
+        with watch:
+            watch.register(self._socket, select.EPOLLRDHUP)
+            self._watch = watch
+            try:
+                await trio.lowlevel.wait_readable(watch.fileno())
+            except trio.ClosedResourceError:
+                return  # this side has closed the connection
+            finally:
+                self._watch = None
 
     async def finish(self, seconds: float) -> None:
         """Say that no more will be sent, let the peer read what was sent for at most `seconds`, then close.
@@ -125,9 +125,14 @@ class Wire(abc.ABC):
                 pass
         self.abort()
 
-    @abc.abstractmethod
     def abort(self) -> None:
         """Close now, without a farewell. Whoever waits on the wire gets `WireBroken`. Harmless when repeated."""
+        self.broken = True
+        if self._watch is not None:
+            trio.lowlevel.notify_closing(self._watch.fileno())
+        if self._socket.fileno() >= 0:
+            trio.lowlevel.notify_closing(self._socket)
+            self._socket.close()
 
     @abc.abstractmethod
     async def _send(self, data: bytes) -> None: ...
@@ -141,10 +146,6 @@ class Wire(abc.ABC):
 
 class SocketWire(Wire):
     """A plain TCP or unix connection, on the socket itself: one system call a write, one a read."""
-
-    def __init__(self, sock: socket.socket, write_seconds: float) -> None:
-        super().__init__(write_seconds)
-        self._socket = sock
 
     async def _send(self, data: bytes) -> None:
         try:
@@ -183,21 +184,16 @@ class SocketWire(Wire):
         await trio.lowlevel.checkpoint()
         self._socket.shutdown(socket.SHUT_WR)
 
-    def abort(self) -> None:
-        """Close the socket."""
-        self.broken = True
-        if self._socket.fileno() >= 0:
-            trio.lowlevel.notify_closing(self._socket)
-            self._socket.close()
-
 
 class TLSWire(Wire):
     """A TLS connection over TCP or a unix socket, whose handshake is done."""
 
     secure = True
 
-    def __init__(self, stream: trio.SSLStream[trio.SocketStream], write_seconds: float) -> None:
-        super().__init__(write_seconds)
+    def __init__(
+        self, sock: socket.socket, stream: trio.SSLStream[trio.SocketStream], write_seconds: float
+    ) -> None:
+        super().__init__(sock, write_seconds)
         self._stream = stream
         self._finished = False  # TLS is over; what still comes is read to be thrown away
         self.protocol = stream.selected_alpn_protocol() or "http/1.1"
@@ -222,8 +218,3 @@ class TLSWire(Wire):
         ):  # by what the peer still sends instead of its answer
             await self._stream.unwrap()
         await self._stream.transport_stream.send_eof()
-
-    def abort(self) -> None:
-        """Close the transport; there is no time for TLS to say goodbye."""
-        self.broken = True
-        self._stream.transport_stream.socket.close()

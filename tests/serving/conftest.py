@@ -1,7 +1,8 @@
-"""Certificates for the tests that need TLS."""
+"""Certificates for the tests that need TLS, and all that a connection can travel on."""
 
 import ssl
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
@@ -35,3 +36,18 @@ def certificates(tmp_path: Path) -> TestCertificates:
     )
     made.renew()
     return made
+
+
+@pytest.fixture(params=["tcp", "ipv6", "unix", "tls", "tls over unix"])
+def transport(
+    request: pytest.FixtureRequest, certificates: TestCertificates, tmp_path: Path
+) -> dict[str, Any]:
+    """What `serving` needs to be reached in one of the ways there are."""
+    options: dict[str, Any] = {}
+    if "unix" in request.param:
+        options |= {"host": None, "unix_path": tmp_path / "house.sock"}
+    elif request.param == "ipv6":
+        options["host"] = "::1"
+    if "tls" in request.param:
+        options |= {"certificates": certificates.files, "client_tls": certificates.client}
+    return options

@@ -126,17 +126,23 @@ class House:
     @asynccontextmanager
     async def connect(self, alpn: str = "http/1.1") -> AsyncIterator[Peer]:
         """Open a raw connection."""
-        stream: trio.abc.Stream = await trio.open_tcp_stream("127.0.0.1", self.port)
-        if self.client_tls is not None:
-            self.client_tls.set_alpn_protocols([alpn])
-            stream = trio.SSLStream(
-                stream, self.client_tls, server_hostname="127.0.0.1", https_compatible=True
-            )
-            await stream.do_handshake()
+        stream = transport = await self._open()
         try:
+            if self.client_tls is not None:
+                self.client_tls.set_alpn_protocols([alpn])
+                stream = trio.SSLStream(
+                    stream, self.client_tls, server_hostname="127.0.0.1", https_compatible=True
+                )
+                await stream.do_handshake()
             yield Peer(stream)
         finally:
-            await trio.aclose_forcefully(stream)
+            await trio.aclose_forcefully(transport)
+
+    async def _open(self) -> trio.abc.Stream:
+        scheme, _, place = self.urls[0].partition("://")
+        if scheme.endswith("unix"):
+            return await trio.open_unix_socket(place)
+        return await trio.open_tcp_stream("::1" if place.startswith("[") else "127.0.0.1", self.port)
 
     @asynccontextmanager
     async def websocket(self, headers: bytes = b"") -> AsyncIterator[Peer]:

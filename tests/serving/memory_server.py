@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+import attrs
 import trio
 
 from nurseries.serving import Certificates, Listener, ServingLimits
@@ -19,16 +20,31 @@ LIMITS = ServingLimits(
 )
 
 
-async def main(directory: str | None) -> None:
-    """Serve until killed."""
+USUAL = ServingLimits()
+LIMITED = attrs.evolve(LIMITS, frames_per_minute=USUAL.frames_per_minute, frame_burst=USUAL.frame_burst)
+
+
+async def lazy(_scope, _receive, _send) -> None:
+    """Be in no hurry to take a body, or to answer."""
+    await trio.sleep_forever()
+
+
+async def main(how: str, directory: str | None = None) -> None:
+    """Serve until killed: with an `app`, with one that is `lazy`, or with the usual rate of frames, `limited`."""
     certificates = None
     if directory is not None:
         certificates = Certificates(Path(directory, "certificate.pem"), Path(directory, "key.pem"))
-    listener = Listener(http=make_app([]), websocket=echo, port=0, limits=LIMITS, certificates=certificates)
+    listener = Listener(
+        http=lazy if how == "lazy" else make_app([]),
+        websocket=echo,
+        port=0,
+        limits=LIMITED if how == "limited" else LIMITS,
+        certificates=certificates,
+    )
     async with trio.open_nursery() as nursery:
         urls = await nursery.start(listener.serve)
         print(urls[0].rpartition(":")[2], flush=True)  # noqa: T201  # how its port is learned
 
 
 if __name__ == "__main__":
-    trio.run(main, sys.argv[1] if len(sys.argv) > 1 else None)
+    trio.run(main, *sys.argv[1:])

@@ -1,12 +1,14 @@
 """A client's raw connection, and what it can say on it, right or wrong."""
 
 import base64
+import ctypes
 import socket
 import struct
 from contextlib import suppress
 
 import trio
 
+SO_ATTACH_FILTER = 26  # asm-generic/socket.h; Python does not name it
 TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
 KEY = base64.b64encode(b"0123456789abcdef")
 UPGRADE = (
@@ -48,14 +50,16 @@ class Peer:
     def __init__(self, stream: trio.abc.Stream) -> None:
         self.stream = stream
         self.buffer = b""
+        self._sending = trio.Lock()  # a bystander speaks, and answers pings in another task
 
     async def send(self, data: bytes) -> None:
-        await self.stream.send_all(data)
+        async with self._sending:
+            await self.stream.send_all(data)
 
     async def send_anyway(self, data: bytes) -> None:
         """Send, unless the server has hung up already."""
         with suppress(trio.BrokenResourceError):
-            await self.stream.send_all(data)
+            await self.send(data)
 
     async def more(self) -> bool:
         """Read; tell whether there was something."""
@@ -133,8 +137,30 @@ class Peer:
             if opcode == TEXT:
                 return payload
 
+    @property
+    def transport(self) -> trio.SocketStream:
+        """What is below TLS, if there is TLS."""
+        return getattr(self.stream, "transport_stream", self.stream)
+
+    async def leave(self, how: str) -> None:
+        """Hang up by a `close`, a `reset` or a `half-close`, without a farewell of TLS."""
+        if how == "half-close":
+            await self.transport.send_eof()
+        elif how == "reset":
+            await self.reset()
+        else:
+            await self.transport.aclose()
+
     async def reset(self) -> None:
         """Hang up with a RST, and without a farewell of TLS."""
-        stream = getattr(self.stream, "transport_stream", self.stream)
-        stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        await stream.aclose()
+        self.transport.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        await self.transport.aclose()
+
+    def vanish(self) -> None:
+        """Be gone without a word: the system drops what comes from now on, and answers nothing.
+
+        By a socket filter (socket(7), SO_ATTACH_FILTER) of one instruction, "take 0 bytes of it".
+        """
+        instruction = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 0))
+        program = struct.pack("HL", 1, ctypes.addressof(instruction))
+        self.transport.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)

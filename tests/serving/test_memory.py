@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from tests.serving.http2_peer import Client
-from tests.serving.peer import BINARY, UPGRADE, Peer, frame
+from tests.serving.peer import BINARY, PING, TEXT, UPGRADE, Peer, frame
 from tests.serving.test_hostile_websocket import CONT, bomb
 
 ROOM = 20 << 20
@@ -66,8 +66,8 @@ class Server:
 
 
 @asynccontextmanager
-async def running(*arguments: str, tls: object = None) -> AsyncIterator[Server]:
-    command = [sys.executable, "-m", "tests.serving.memory_server", *arguments]
+async def running(how: str = "app", *arguments: str, tls: object = None) -> AsyncIterator[Server]:
+    command = [sys.executable, "-m", "tests.serving.memory_server", how, *arguments]
     async with trio.open_nursery() as nursery:
         process = await nursery.start(partial(trio.run_process, command, stdout=PIPE, check=False))
         line = b""
@@ -108,6 +108,19 @@ async def test_flood_of_messages():
                     peer.buffer = b""
 
         await stays_flat(server, 20, behave, 3)
+
+
+@pytest.mark.parametrize("opcode", [TEXT, PING])
+async def test_flood_of_the_smallest_frames(opcode):
+    """A hundred, each held back for its rate: what they have sent is not taken apart before its time."""
+    async with running("limited") as server:
+
+        async def behave() -> None:
+            async with server.websocket() as peer:
+                while True:
+                    await peer.send(frame(b"", opcode) * 2_000)
+
+        await stays_flat(server, 100, behave, 3)
 
 
 async def test_messages_whose_echo_nobody_reads():
@@ -181,10 +194,23 @@ async def test_bodies_that_never_end():
         await stays_flat(server, 10, behave, 3)
 
 
+async def test_bodies_of_single_bytes():
+    """Chunks of one byte each, for an application that takes its time."""
+    async with running("lazy") as server:
+
+        async def behave() -> None:
+            async with server.connect() as peer:
+                await peer.send(b"POST / HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n")
+                while True:
+                    await peer.send(b"1\r\nx\r\n" * 2_000)
+
+        await stays_flat(server, 5, behave, 4)
+
+
 async def test_http2_peers_with_a_closed_window(certificates):
     """Ten connections, each with twenty endless answers that it does not take."""
     directory = str(certificates.files.key.parent)
-    async with running(directory, tls=certificates.client) as server:
+    async with running("app", directory, tls=certificates.client) as server:
 
         async def behave() -> None:
             async with server.connect("h2") as peer:

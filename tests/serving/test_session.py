@@ -103,6 +103,34 @@ async def test_disconnect_is_seen_behind_unread_messages(how, count):
         assert host.ended == ["request", "session"]
 
 
+async def test_reset_is_seen_behind_more_than_anybody_keeps():
+    """Megabytes that nobody has handled, of which most never left the peer: its reset is seen all the same."""
+    release = trio.Event()
+
+    async def never_done(_session: Session, _message: str | bytes) -> None:
+        await release.wait()
+
+    host = Host(never_done)
+    async with serving(UNLIMITED, websocket=host) as house, house.connect() as peer:
+        await peer.send(BOB)
+        await peer.head()
+        async with trio.open_nursery() as nursery:
+
+            async def send() -> None:
+                while True:
+                    await peer.send(frame(b"x" * 10_000))
+
+            nursery.start_soon(send)
+            await house.wait_for(lambda: host.sessions and host.sessions[0]._inbox.full)
+            await trio.testing.wait_all_tasks_blocked(0.1)
+            nursery.cancel_scope.cancel()
+        host.sessions[0].requests.start_soon(host.work, host.sessions[0])
+        await peer.reset()
+        await house.wait_for(lambda: "request" in host.ended)
+        release.set()
+        await house.wait_alone()
+
+
 async def test_unhandled_messages_are_bounded():
     """While one is being handled, some wait here and the others in the network: the peer is slowed, nothing is lost."""
     gate, handled = trio.Event(), []
@@ -165,13 +193,16 @@ async def test_flood_is_closed_by_another_task_at_once(autojump_clock):
         await peer.send(BOB)
         await peer.head()
         await peer.send(frame(b"x") * 200)
-        await house.wait_for(lambda: sockets and sockets[0]._holding is not None)
+        await house.wait_for(lambda: sockets and sockets[0]._over_until)
+        await trio.testing.wait_all_tasks_blocked()
         began = trio.current_time()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(sockets[0].close, 4401)
             opcode, payload = await peer.frame()
             assert (opcode, payload) == (CLOSE, b"\x11\x31")
             await peer.send(frame(payload, CLOSE))
+            assert await peer.rest() == b""
+            await peer.stream.aclose()
         await house.wait_alone()
         assert trio.current_time() - began < 1
 
