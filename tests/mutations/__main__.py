@@ -1,8 +1,8 @@
 """Take each guard away in turn, and see that a scenario fails: `python -m tests.mutations [--jobs N] [--why] [WORD...]`.
 
 Works on copies of the repository. Exits with 1 if a mutation survives, if the text of a guard has moved, if a
-scenario could not be run to an end, or if one fails as it is. Words select the mutations whose names or scenarios
-contain one of them; `--tables` writes the tables of docs/testing.md instead.
+scenario could not be run to an end, or if one fails as it is. Words select the mutations whose guards, names or
+scenarios contain one of them; `--tables` writes the tables of docs/testing.md instead.
 """
 
 import argparse
@@ -31,8 +31,14 @@ def main() -> int:
             each.write(DOCUMENT)
         return 0
     words = arguments.words or [""]
-    chosen = [each for each in mutations() if any(word in f"{each.name} {each.scenario}" for word in words)]
-    return 0 if chosen and _all_noticed(chosen, arguments.jobs, why=arguments.why) else 1
+    chosen = [each for each in mutations() if any(word in _told(each) for word in words)]
+    if not chosen:
+        parser.error("no mutation has any of these words")
+    return 0 if _all_noticed(chosen, arguments.jobs, why=arguments.why) else 1
+
+
+def _told(mutation: Mutation) -> str:
+    return f"{mutation.guard} {mutation.name} {mutation.scenario}"
 
 
 def _all_noticed(chosen: Sequence[Mutation], jobs: int, *, why: bool) -> bool:
