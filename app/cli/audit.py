@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Final
+from typing import Final
 
 import attrs
 import msgspec
-from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
 
 from app.cli.client import Api, open_api
 from app.cli.credentials import administrator
 from app.cli.failures import Unreachable, explained
+from app.cli.options import DEFAULT_URL, AdminToken, Email, Password, Switch, Url
 
 FOUND: Final = 1
 CUT_SHORT: Final = 2
@@ -51,11 +51,11 @@ class Report:
 
 async def audit_command(
     *,
-    url: Annotated[str, Parameter(env_var="NURSERIES_URL")] = "http://127.0.0.1:8000",
-    email: Annotated[str | None, Parameter(env_var="NURSERIES_EMAIL")] = None,
-    password: Annotated[str | None, Parameter(env_var="NURSERIES_PASSWORD", show_default=False)] = None,
-    admin_token: Annotated[str | None, Parameter(env_var="NURSERIES_ADMIN_TOKEN", show_default=False)] = None,
-    json: Annotated[bool, Parameter(negative=())] = False,
+    url: Url = DEFAULT_URL,
+    email: Email = None,
+    password: Password = None,
+    admin_token: AdminToken = None,
+    json: Switch = False,
 ) -> int:
     """Have a server look for anything that two of its users share, and print what it found.
 

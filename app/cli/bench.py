@@ -7,31 +7,26 @@ import sys
 import time
 from contextlib import AsyncExitStack, asynccontextmanager
 from json import dumps
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Final
 
 import attrs
 import trio
-from cyclopts import Parameter, validators
 from rich.console import Console
 
 from app.cli.client import Api, open_api
 from app.cli.connection import open_connection
 from app.cli.failures import explained
-from app.cli.load import Order, Seat, Tally
+from app.cli.load import Order, Seat, Tally, require_load_agent
 from app.cli.observer import look
+from app.cli.options import DEFAULT_URL, AdminToken, Amount, Count, Seconds, Switch, Url
+from app.cli.progress import AT_ONCE, Progress, for_all
 from app.cli.report import Greed, Report, ServerUse, make_report, print_report
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator
 
 PATIENCE_SECONDS: Final = 300.0
 """How long one call may be told to come back later: a hundred passwords take their time to hash."""
-
-AT_ONCE: Final = 8
-"""How many users sign up, or open their socket, at the same time."""
-
-Count = Annotated[int, Parameter(validator=validators.Number(gte=1))]
-Amount = Annotated[int, Parameter(validator=validators.Number(gte=0))]
 
 
 @attrs.frozen
@@ -57,17 +52,17 @@ class Plan:
 
 async def bench_command(  # noqa: PLR0913  # a command has as many parameters as flags
     *,
-    url: Annotated[str, Parameter(env_var="NURSERIES_URL")] = "http://127.0.0.1:8000",
+    url: Url = DEFAULT_URL,
     users: Count = 100,
     turns: Count = 20,
-    pause: Annotated[float, Parameter(validator=validators.Number(gte=0))] = 0.0,
+    pause: Seconds = 0.0,
     events: Amount = 20,
     queries: Amount = 2,
     delta_bytes: Count = 64,
     sleep_ms: Amount = 0,
     greedy: Amount = 0,
-    admin_token: Annotated[str | None, Parameter(env_var="NURSERIES_ADMIN_TOKEN")] = None,
-    json: Annotated[bool, Parameter(negative=())] = False,
+    admin_token: AdminToken = None,
+    json: Switch = False,
 ) -> int:
     """Play many users at once against a server, and check what each of them receives.
 
@@ -112,6 +107,7 @@ async def measure(plan: Plan, admin_token: str | None, console: Console) -> Repo
             open_api(plan.url, patience=PATIENCE_SECONDS, connections=AT_ONCE)
         )
         accounts = await sign_up(api, [1] * plan.users + [plan.greedy] * bool(plan.greedy), console)
+        await require_load_agent(api, accounts[0].token)
         seats = await stack.enter_async_context(open_seats(plan, accounts, console))
         others, greedy = seats[: plan.users], seats[plan.users :]
 
@@ -150,7 +146,7 @@ async def sign_up(api: Api, threads: list[int], console: Console) -> list[Accoun
         made = [await api.create_thread(token) for _ in range(threads[number])]
         accounts[number] = Account(user_id, token, {thread.thread_id: thread.last_seq for thread in made})
 
-    await for_all(len(threads), one, Meter(console, "signing up", len(threads)))
+    await for_all(len(threads), one, Progress(console, "signing up", len(threads)))
     return [accounts[number] for number in range(len(threads))]
 
 
@@ -164,7 +160,7 @@ async def open_seats(plan: Plan, accounts: list[Account], console: Console) -> A
         async def one(number: int) -> None:
             seats[number] = await nursery.start(_sit, plan, accounts[number])
 
-        await for_all(len(accounts), one, Meter(console, "connecting", len(accounts)))
+        await for_all(len(accounts), one, Progress(console, "connecting", len(accounts)))
         yield [seats[number] for number in range(len(accounts))]
         nursery.cancel_scope.cancel()
 
@@ -183,7 +179,7 @@ async def play(plan: Plan, seats: list[Seat], greedy: list[Seat], console: Conso
         seat.tally = tally
     started = trio.current_time()
     async with trio.open_nursery() as background:
-        background.start_soon(_show, tally, Meter(console, "playing", plan.users * plan.turns))
+        background.start_soon(_show, tally, Progress(console, "playing", plan.users * plan.turns))
         async with trio.open_nursery() as others:
             for seat in greedy:
                 for thread_id in seat.cursors:
@@ -212,45 +208,7 @@ async def _compare_logs(api: Api, accounts: list[Account], seats: list[Seat], ev
     everyone.add_faults(tally)
 
 
-async def for_all(count: int, one: Callable[[int], Awaitable[None]], meter: Meter | None) -> None:
-    """Do `one` for every number below `count`, some at a time."""
-    numbers = iter(range(count))
-
-    async def worker() -> None:
-        for number in numbers:
-            await one(number)
-            if meter is not None:
-                meter.advance()
-
-    async with trio.open_nursery() as nursery:
-        for _ in range(min(AT_ONCE, count)):
-            nursery.start_soon(worker)
-
-
-async def _show(tally: Tally, meter: Meter) -> None:
+async def _show(tally: Tally, meter: Progress) -> None:
     while True:
         await trio.sleep(0.2)
         meter.show(tally.turns)
-
-
-class Meter:
-    """Says how far something is, on a terminal; elsewhere it only says that it began."""
-
-    def __init__(self, console: Console, what: str, total: int) -> None:
-        self._console = console
-        self._what = what
-        self._total = total
-        self._done = 0
-        if not console.is_terminal:
-            console.print(f"{what}: {total}", highlight=False)
-
-    def advance(self) -> None:
-        """One more is done."""
-        self.show(self._done + 1)
-
-    def show(self, done: int) -> None:
-        """So many are done."""
-        self._done = done
-        if self._console.is_terminal:
-            end = "\n" if done >= self._total else "\r"
-            self._console.print(f"{self._what}: {done} of {self._total}", end=end, highlight=False)

@@ -6,16 +6,16 @@ import os
 import signal
 import sys
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Final
 
 import trio
-from cyclopts import Parameter
 
 from app.cli.client import open_api
 from app.cli.conversation import Conversation
 from app.cli.credentials import authenticate, sign_in
 from app.cli.failures import explained
 from app.cli.link import Link
+from app.cli.options import DEFAULT_URL, Email, Password, Switch, Url
 from app.cli.terminal import Lines, Terminal
 
 if TYPE_CHECKING:
@@ -32,16 +32,16 @@ BROKEN_PIPE: Final = 141
 
 async def chat_command(  # noqa: PLR0913  # a command has as many parameters as flags
     *,
-    url: Annotated[str, Parameter(env_var="NURSERIES_URL")] = "http://127.0.0.1:8000",
-    email: Annotated[str | None, Parameter(env_var="NURSERIES_EMAIL")] = None,
-    password: Annotated[str | None, Parameter(env_var="NURSERIES_PASSWORD", show_default=False)] = None,
-    register: Annotated[bool, Parameter(negative=())] = False,
+    url: Url = DEFAULT_URL,
+    email: Email = None,
+    password: Password = None,
+    register: Switch = False,
     signin: str | None = None,
     thread: str | None = None,
-    new: Annotated[bool, Parameter(negative=())] = False,
+    new: Switch = False,
     agent: str | None = None,
     once: str | None = None,
-    json: Annotated[bool, Parameter(negative=())] = False,
+    json: Switch = False,
 ) -> int:
     """Talk to an agent.
 

@@ -96,6 +96,16 @@ class _Me:
 
 
 @attrs.frozen
+class _Agent:
+    name: str
+
+
+@attrs.frozen
+class _Agents:
+    agents: list[_Agent]
+
+
+@attrs.frozen
 class _Threads:
     threads: list[Thread]
 
@@ -169,6 +179,12 @@ class Api:
     async def run(self, token: str, thread_id: str, run_id: str) -> Run:
         """Return how a run stands."""
         return read(await self.call("GET", f"/v1/threads/{thread_id}/runs/{run_id}", token=token), Run)
+
+    async def agents(self, token: str) -> set[str]:
+        """Return the names of the agents that the server offers."""
+        return {
+            agent.name for agent in read(await self.call("GET", "/v1/agents", token=token), _Agents).agents
+        }
 
     async def text(self, path: str, token: str | None = None) -> str:
         """Return what a GET answers, as text (the metrics)."""

@@ -66,6 +66,10 @@ class Refused(ClientError):
         self.retry_after = retry_after
 
 
+class NoSuchAgent(ClientError):
+    """The server does not offer the agent that this command talks to."""
+
+
 class NotAuthenticated(ClientError):
     """There is no way to log in with what is at hand."""
 

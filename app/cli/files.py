@@ -6,7 +6,7 @@ import sys
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path  # noqa: TC003  # cyclopts reads the annotations at run time
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Final
 
 import attrs
 from cyclopts import App, Parameter
@@ -15,6 +15,7 @@ from app.cli import uploads
 from app.cli.client import Api, open_api
 from app.cli.credentials import Credentials, authenticate
 from app.cli.failures import NoSuchFile, error_line, explained
+from app.cli.options import DEFAULT_URL, Email, Password, Url
 from app.cli.terminal import clean
 
 if TYPE_CHECKING:
@@ -34,9 +35,9 @@ class Account:
         password: Its password, needed for the first login only.
     """
 
-    url: Annotated[str, Parameter(env_var="NURSERIES_URL")] = "http://127.0.0.1:8000"
-    email: Annotated[str | None, Parameter(env_var="NURSERIES_EMAIL")] = None
-    password: Annotated[str | None, Parameter(env_var="NURSERIES_PASSWORD", show_default=False)] = None
+    url: Url = DEFAULT_URL
+    email: Email = None
+    password: Password = None
 
 
 DEFAULT_ACCOUNT: Final = Account()

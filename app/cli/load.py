@@ -12,11 +12,14 @@ import attrs
 import msgspec
 import trio
 
-from app.cli.failures import Closed
+from app.cli.failures import Closed, NoSuchAgent
 from app.cli.frames import Cursor, Frame, checksum, decode
 
 if TYPE_CHECKING:
+    from app.cli.client import Api
     from app.cli.connection import Connection
+
+LOAD_AGENT: Final = "load"
 
 TURN_SECONDS: Final = 120.0
 """How long a turn may take before it counts as an error."""
@@ -26,6 +29,18 @@ EXAMPLES: Final = 10
 
 BURST_SECONDS: Final = 10.0
 """How much of a minute's frames may be sent at once; the server's default allowance is a little more."""
+
+
+async def require_load_agent(api: Api, token: str) -> None:
+    """See that the server can be measured.
+
+    Raises:
+        NoSuchAgent: it does not offer the `load` agent.
+    """
+    if LOAD_AGENT not in await api.agents(token):
+        raise NoSuchAgent(
+            "the server has no `load` agent: start it with --load-agent or NURSERIES_LOAD_AGENT=true"
+        )
 
 
 @attrs.frozen
@@ -165,7 +180,7 @@ class Seat:
     async def turn(self, thread_id: str) -> None:
         """Play one turn and count what came of it."""
         message = msgspec.json.encode(
-            {"type": "user_message", "thread_id": thread_id, "content": self._content, "agent": "load"}
+            {"type": "user_message", "thread_id": thread_id, "content": self._content, "agent": LOAD_AGENT}
         )
         if self._pace is not None and (delay := self._pace.delay(trio.current_time())):
             self.tally.paced += 1

@@ -14,11 +14,12 @@ import trio
 from cyclopts import Parameter, validators
 from rich.console import Console
 
-from app.cli.bench import Count, Meter, for_all
 from app.cli.client import open_api
 from app.cli.credentials import administrator
 from app.cli.failures import explained
-from app.cli.load import Tally
+from app.cli.load import Tally, require_load_agent
+from app.cli.options import DEFAULT_URL, AdminToken, Count, Email, Password, Seconds, Switch, Url
+from app.cli.progress import Progress, for_all
 from app.cli.soak.marks import Marks
 from app.cli.soak.report import SoakReport, make_report, print_report
 from app.cli.soak.user import SoakUser
@@ -48,14 +49,14 @@ class Plan:
 
 async def soak_command(  # noqa: PLR0913  # a command has as many parameters as flags
     *,
-    url: Annotated[str, Parameter(env_var="NURSERIES_URL")] = "http://127.0.0.1:8000",
+    url: Url = DEFAULT_URL,
     users: Count = 100,
     minutes: Annotated[float, Parameter(validator=validators.Number(gt=0))] = 10.0,
-    pause: Annotated[float, Parameter(validator=validators.Number(gte=0))] = 3.0,
-    email: Annotated[str | None, Parameter(env_var="NURSERIES_EMAIL")] = None,
-    password: Annotated[str | None, Parameter(env_var="NURSERIES_PASSWORD", show_default=False)] = None,
-    admin_token: Annotated[str | None, Parameter(env_var="NURSERIES_ADMIN_TOKEN", show_default=False)] = None,
-    json: Annotated[bool, Parameter(negative=())] = False,
+    pause: Seconds = 3.0,
+    email: Email = None,
+    password: Password = None,
+    admin_token: AdminToken = None,
+    json: Switch = False,
 ) -> int:
     """Let many users do everything for a long time, check all that reaches them, and watch the server meanwhile.
 
@@ -98,6 +99,7 @@ async def soak(plan: Plan, api: Api, token: Callable[[], Awaitable[str]], consol
     marks, tally, done = Marks(), Tally(), dict[str, int]()
     watch = Watch(api, token)
     await watch.look()  # whoever may not look learns it before a hundred users have signed up
+    await require_load_agent(api, await token())
     with tempfile.TemporaryDirectory(prefix="nurseries-soak-") as place:
         users = [SoakUser(plan.url, api, Path(place)) for _ in range(plan.users)]
 
@@ -108,7 +110,7 @@ async def soak(plan: Plan, api: Api, token: Callable[[], Awaitable[str]], consol
 
             await users[number].sign_up(marks, tally, done, foreign_thread)
 
-        await for_all(len(users), sign_up, Meter(console, "signing up", len(users)))
+        await for_all(len(users), sign_up, Progress(console, "signing up", len(users)))
         started = trio.current_time()
         async with trio.open_nursery() as watching:
             watching.start_soon(watch.run)

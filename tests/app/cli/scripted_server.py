@@ -168,6 +168,8 @@ class ScriptedServer:
         match method, parts:
             case "GET", ["me"]:
                 return 200, {"user_id": user_id, "email": "", "roles": []}, {}
+            case "GET", ["agents"]:
+                return 200, {"agents": [{"name": "load", "description": "", "tools": []}]}, {}
             case "POST", ["threads"]:
                 thread_id = str(uuid.uuid4())
                 self.threads[thread_id] = []

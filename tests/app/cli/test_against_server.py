@@ -13,6 +13,7 @@ from app.cli.bench import Plan, measure
 from app.cli.chat import chat_command
 from app.cli.client import open_api
 from app.cli.credentials import Credentials, TokenCache
+from app.cli.failures import NoSuchAgent
 from app.cli.link import Link
 from app.cli.load import Order
 from tests.app.cli.heard import Heard
@@ -103,3 +104,10 @@ async def test_many_users_get_what_is_theirs(url):
     assert report.server.pool_peak >= 1
     assert report.server.pool_timeouts == 0
     assert report.server.pool_waits is not None
+
+
+async def test_a_server_that_cannot_be_measured_says_how_it_can(database):
+    """Before anything is played."""
+    async with running_server(database.owner, load_agent=False) as url:
+        with pytest.raises(NoSuchAgent, match="--load-agent"):
+            await measure(Plan(url, 1, 1, 0.0, 0, Order(1, 0, 1, 0)), None, Console(file=io.StringIO()))
