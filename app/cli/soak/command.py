@@ -101,7 +101,7 @@ async def soak(plan: Plan, api: Api, token: Callable[[], Awaitable[str]], consol
     await watch.look()  # whoever may not look learns it before a hundred users have signed up
     await require_load_agent(api, await token())
     with tempfile.TemporaryDirectory(prefix="nurseries-soak-") as place:
-        users = [SoakUser(plan.url, api, Path(place)) for _ in range(plan.users)]
+        users = [SoakUser(plan.url, api, Path(place), number) for number in range(plan.users)]
 
         async def sign_up(number: int) -> None:
             def foreign_thread() -> str:

@@ -35,20 +35,26 @@ LINK_PATIENCE: Final = 120.0
 
 @attrs.define(eq=False)
 class Life:
-    """Things that are done one after the other, each as often as its weight says, with pauses in between."""
+    """Things that are done one after the other, each as often as its weight says, with pauses in between.
+
+    Attributes:
+        begins: which of them is the first: enough users do everything between them, however slow the server is.
+    """
 
     activities: dict[str, tuple[int, Activity]]
     witness: Witness
     done: dict[str, int]
+    begins: int
 
     async def live(self, until: float, pause: float) -> None:
         """Go on until this time, and end what is being done."""
         names = list(self.activities)
         weights = [self.activities[name][0] for name in names]
+        name = names[self.begins % len(names)]
         await trio.sleep(random.uniform(0, 2 * pause))  # people do not start in the same instant
         while trio.current_time() < until:
-            name = random.choices(names, weights)[0]
             await self._do(name, self.activities[name][1])
+            name = random.choices(names, weights)[0]
             await trio.sleep(random.uniform(0, 2 * pause))
 
     async def _do(self, name: str, activity: Activity) -> None:
@@ -73,7 +79,8 @@ class SoakUser:
     witness: Witness
     thread_id: str
 
-    def __init__(self, url: str, api: Api, place: Path) -> None:
+    def __init__(self, url: str, api: Api, place: Path, number: int) -> None:
+        self._number = number
         self._url = url
         self._api = api
         self._email = f"soak-{secrets.token_hex(8)}@example.com"
@@ -100,8 +107,8 @@ class SoakUser:
         sockets = SocketLife(self._chat, caller, self.witness, foreign_thread)
         self._caller = caller
         self._lives = [
-            Life(_over_sockets(sockets), self.witness, done),
-            Life(_over_http(http, self._email, self._password), self.witness, done),
+            Life(_over_sockets(sockets), self.witness, done, self._number),
+            Life(_over_http(http, self._email, self._password), self.witness, done, self._number),
         ]
 
     async def live(self, until: float, pause: float) -> None:

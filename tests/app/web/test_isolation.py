@@ -91,15 +91,13 @@ async def test_nothing_is_shared_under_load(database):
     async def live(user):
         """Chat over a socket and over HTTP while two streams are open."""
         busy, quiet, chat = [await user.thread() for _ in range(3)]
-        long = {"content": load(queries=0, sleep_ms=60_000), "agent": "load", "on_disconnect": "cancel"}
+        long = {"content": "wait", "agent": "patient", "on_disconnect": "cancel"}
         async with (
             user.socket() as socket,
             watched(user, f"/v1/threads/{busy}/events"),
             watched(user, f"/v1/threads/{quiet}/runs", long),
         ):
-            await socket.send(
-                type="user_message", thread_id=busy, agent="load", content=load(sleep_ms=60_000)
-            )
+            await socket.send(type="user_message", thread_id=busy, agent="patient", content="wait")
             await socket.send(type="user_message", thread_id=busy, content="a queued one")
             for _ in range(3):
                 await user.run(chat, "calculate 1/3\ntime\nsearch calculate")
@@ -113,7 +111,11 @@ async def test_nothing_is_shared_under_load(database):
         while True:
             reports.append((await admin.http.get("/v1/admin/isolation")).json())
 
-    async with running_server(database.owner) as url, signed_up(url) as admin:
+    unhurried = IsolationSettings(seconds=600)
+    async with (
+        running_server(database.owner, agents="tests.fixtures.desk_agents", isolation=unhurried) as url,
+        signed_up(url) as admin,
+    ):
         promote(database, admin)
         async with trio.open_nursery() as auditing:
             auditing.start_soon(audit, admin)
