@@ -32,10 +32,13 @@ PATIENCE_SECONDS = 30
 STATES = """
     SELECT state FROM pg_stat_activity
     WHERE datname = current_database() AND pid <> pg_backend_pid() AND (state <> 'idle' OR xact_start IS NOT NULL)
+        AND usename NOT LIKE '%_audit_login'
 """
+"""Sessions that are at work; but for the trail's, which writes a little later what it was told."""
+
 LOCKS = """
-    SELECT locktype, mode FROM pg_locks JOIN pg_database ON pg_database.oid = pg_locks.database
-    WHERE datname = current_database() AND pid <> pg_backend_pid()
+    SELECT locktype, mode FROM pg_locks JOIN pg_stat_activity USING (pid)
+    WHERE datname = current_database() AND pid <> pg_backend_pid() AND usename NOT LIKE '%_audit_login'
 """
 OF_OTHERS = """
     SELECT 'message' FROM messages WHERE content LIKE %(canary)s AND user_id <> %(user)s::uuid

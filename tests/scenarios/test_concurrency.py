@@ -138,7 +138,7 @@ async def test_eight_threads_with_fifty_operations_each_do_not_mix_their_users(h
     """Four users have two blocking tools each, which come back to Trio for every query and event: all of it is their own."""
     async with housing(size=4, overflow=0) as house:
         threads = ToolThreads(total=THREADS, per_user=2)
-        together = threading.Barrier(THREADS, timeout=20)
+        together = threading.Barrier(THREADS, timeout=60)
         users = [house.context() for _ in range(THREADS // 2)]
         read, said = [], []
 

@@ -72,7 +72,9 @@ async def running(how: str = "app", *arguments: str, tls: object = None) -> Asyn
         process = await nursery.start(partial(trio.run_process, command, stdout=PIPE, check=False))
         line = b""
         while not line.endswith(b"\n"):
-            line += await process.stdout.receive_some()
+            data = await process.stdout.receive_some()
+            assert data, "the server ended before it listened"
+            line += data
         yield Server(int(line), psutil.Process(process.pid), tls)
         process.kill()
 

@@ -17,6 +17,12 @@ SALES = b"region,amount,day\nnorth,10,2026-01-01\nsouth,20,2026-01-02\nnorth,5,2
 SECRET = b"who,what\nalice,a-secret-of-alice\n"
 
 
+@pytest.fixture(autouse=True)
+def temporary(tmp_path, monkeypatch) -> None:
+    """A place for temporary files in which nobody else leaves any, such as a server that another test has killed."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+
 @pytest.fixture
 async def server(database) -> AsyncIterator[str]:
     """A server with small bounds."""
