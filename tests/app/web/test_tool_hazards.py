@@ -59,11 +59,11 @@ async def test_a_thread_that_ignores_its_cancellation_holds_its_place(server, an
     """Until it really ends: its user has no thread left meanwhile, another user has, and then all is as it was."""
     for _ in range(2):
         assert (await probe(ann, "deaf"))["output"].startswith("failed")
-    assert (await probe(ann, "quick"))["output"] == "failed: the tool quick did not answer within 0.3 seconds"
+    assert (await probe(ann, "quick"))["output"] == "failed: the tool quick did not answer within 2 seconds"
     async with signed_up(server) as bob:
         assert (await probe(bob, "quick"))["output"] == "here"
     hostile_agents.RELEASE.set()
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         while (await probe(ann, "quick"))["output"] != "here":
             pass
 
