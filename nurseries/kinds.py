@@ -40,8 +40,9 @@ _CODE: Final = 3
 _CACHE: Final = 4
 """Of `functools.cache`: state of our own code, nothing of libraries."""
 
+_VALUES: Final = (str, bytes, int, float, complex)
 _ATOMS: Final = (
-    str, bytes, int, float, complex, types.NoneType, types.EllipsisType, types.NotImplementedType, range,
+    *_VALUES, types.NoneType, types.EllipsisType, types.NotImplementedType, range,
     Enum, EnumType, date, time, timedelta, tzinfo, Decimal, Fraction, UUID, PurePath, IPv4Address, IPv6Address,
     re.Pattern, types.CodeType, types.FrameType, types.TracebackType, types.ModuleType,
     Token, weakref.ReferenceType, weakref.ProxyType, weakref.CallableProxyType,
@@ -123,8 +124,10 @@ class Kinds:
 
     def _of_instances(self, cls: type) -> int:
         name = f"{cls.__module__}.{cls.__qualname__}"
-        if issubclass(cls, (*self._infrastructure.types, *_ATOMS)) or cls is object:
+        if issubclass(cls, self._infrastructure.types) or cls is object:
             return NOTHING
+        if issubclass(cls, _ATOMS):
+            return SHELL if _is_extended_value(cls) else NOTHING
         if (
             _is_stand_in(cls)
             or name in _ATOMS_BY_NAME
@@ -170,6 +173,11 @@ def is_blank(thing: object) -> bool:
         return False  # it has something that only its C code sees, as locks and arrays have
     held = gc.get_referents(thing)
     return all(isinstance(each, type) or (is_own_dict(thing, each) and not each) for each in held)
+
+
+def _is_extended_value(cls: type) -> bool:
+    """Say whether instances are texts or numbers with attributes of their own."""
+    return issubclass(cls, _VALUES) and not issubclass(cls, Enum) and cls.__dictoffset__ != 0
 
 
 def _size_of_plain(cls: type) -> int:

@@ -154,6 +154,25 @@ def test_a_marker_may_have_slots(make):
     assert len(between((marker,), (marker,))) == 1
 
 
+class Name(str):  # noqa: SLOT000
+    pass
+
+
+class NameWithMemory(str):  # noqa: SLOT000
+    heard = []  # noqa: RUF012
+
+
+def test_a_text_with_attributes_is_looked_into():
+    """It may hold what can change, and so may its class; the text itself is none of that."""
+    name = Name("ann")
+    assert between((name,), (name,)) == []
+    name.seen = [1]
+    (finding,) = between((name,), (name,))
+    assert (finding.kind, finding.type) == ("attribute", "list")
+    (finding,) = between(NameWithMemory("ann"), NameWithMemory("bob"))
+    assert finding.kind == "class attribute"
+
+
 class Lazy:
     @functools.cached_property
     def words(self):
