@@ -7,10 +7,20 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 
-# From the top to the bottom. A module may import from its own layer and from those after it.
-LAYERS = ["app.main", "app.web", "app.chat", "app.engine", "app.tools", "app.store", "app.wire"]
-ABOVE = {"app.cli", "app.__main__", "app.main", "app.agents", "app.janitor"}
-BELOW = {"app.errors", "app.logs", "app.settings"}
+# From the top to the bottom. A part imports from itself and from what is below it; those of one layer do not know each other.
+LAYERS = [
+    {"app.__main__"},
+    {"app.cli", "app.testing"},
+    {"app.main"},
+    {"app.isolation"},
+    {"app.database", "app.encryption", "app.janitor", "app.sources", "app.web"},
+    {"app.leaks", "app.settings"},
+    {"app.agents", "app.chat"},
+    {"app.accounts", "app.engine"},
+    {"app.audit", "app.tools"},
+    {"app.store"},
+    {"app.errors", "app.logs", "app.tenancy", "app.wire"},
+]
 WIRE_MAY_IMPORT = {"__future__", "datetime", "typing", "json", "attrs", "msgspec", "app"}
 
 
@@ -30,11 +40,14 @@ def module_of(path: Path) -> str:
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
-def layer_of(module: str) -> int | None:
-    for number, layer in enumerate(LAYERS):
-        if module == layer or module.startswith(layer + "."):
-            return number
-    return None
+def part_of(module: str) -> str:
+    """Return `app.web` for `app.web.socket`."""
+    return ".".join(module.split(".")[:2])
+
+
+def layer_of(part: str) -> int:
+    (number,) = [number for number, layer in enumerate(LAYERS) if part in layer]
+    return number
 
 
 FILES = sorted([*ROOT.glob("nurseries/**/*.py"), *ROOT.glob("app/**/*.py")])
@@ -45,20 +58,21 @@ def test_there_are_files_to_check():
     assert {"nurseries", "app"} == {path.relative_to(ROOT).parts[0] for path in FILES}
 
 
-@pytest.mark.parametrize("path", FILES, ids=module_of)
+@pytest.mark.parametrize("path", sorted(ROOT.glob("nurseries/**/*.py")), ids=module_of)
+def test_the_kernel_does_not_know_the_app(path):
+    """It is given what it needs."""
+    assert not {name for name in imports(path) if name.split(".")[0] == "app"}
+
+
+@pytest.mark.parametrize(
+    "path", sorted(ROOT.glob("app/*/**/*.py")) + sorted(ROOT.glob("app/[!_]*.py")), ids=module_of
+)
 def test_imports_point_downwards(path):
-    """No module imports from a layer above its own."""
-    module, imported = module_of(path), imports(path)
-    if module.split(".")[0] == "nurseries":
-        assert not {name for name in imported if name.split(".")[0] == "app"}, "the kernel knows the app"
-        return
-    mine = layer_of(module)
-    if mine is None:
-        return
-    upward = {name for name in imported if (layer := layer_of(name)) is not None and layer < mine}
-    assert not upward, f"{module} imports from above: {upward}"
-    above = {name for name in imported if any(name == top or name.startswith(top + ".") for top in ABOVE)}
-    assert module == "app.main" or not above
+    """No module imports from a layer above its own, nor from another part of it."""
+    part = part_of(module_of(path))
+    others = {part_of(name) for name in imports(path) if name.startswith("app.")} - {part}
+    upward = {other for other in others if layer_of(other) <= layer_of(part)}
+    assert not upward, f"{module_of(path)} imports from {upward}"
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("app/wire/*.py")), ids=module_of)
