@@ -46,6 +46,7 @@ def part_of(module: str) -> str:
 
 
 def layer_of(part: str) -> int:
+    """Return the number of its layer: every part has one."""
     (number,) = [number for number, layer in enumerate(LAYERS) if part in layer]
     return number
 
@@ -70,8 +71,9 @@ def test_the_kernel_does_not_know_the_app(path):
 def test_imports_point_downwards(path):
     """No module imports from a layer above its own, nor from another part of it."""
     part = part_of(module_of(path))
+    own = layer_of(part)
     others = {part_of(name) for name in imports(path) if name.startswith("app.")} - {part}
-    upward = {other for other in others if layer_of(other) <= layer_of(part)}
+    upward = {other for other in others if layer_of(other) <= own}
     assert not upward, f"{module_of(path)} imports from {upward}"
 
 
