@@ -84,10 +84,13 @@ def explore(
         patience: real seconds until a database call is taken to wait for another task of the test.
 
     Raises:
+        RuntimeError: it was called from an async function.
         Deadlock: in one of them nothing could go on.
         BaseException: what the test raised, with a note of the seed that replays it.
     """
     __tracebackhide__ = True
+    if trio.lowlevel.in_trio_run():
+        raise RuntimeError("each schedule is a run of Trio of its own: call it from a test that is not async")
     seeds = range(schedules) if seed is None else [seed]
     digests: dict[int, str] = {}
     steps = 0

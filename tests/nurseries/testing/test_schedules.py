@@ -158,3 +158,10 @@ def test_a_lock_that_another_task_holds_in_the_database_is_waited_for(notes):
 
     replay(locked, seed=0, patience=0.1)
     assert notes.outside("SELECT value FROM counters WHERE name = 'a'") == [(2,)]
+
+
+async def test_an_async_test_is_told_not_to_be(explore):
+    """A run of Trio cannot be within another one; it is no schedule's fault."""
+    with pytest.raises(RuntimeError, match="from a test that is not async") as refused:
+        explore(trio.lowlevel.checkpoint)
+    assert not hasattr(refused.value, "__notes__")
