@@ -27,6 +27,12 @@ class BadJson(CallerError):
     code = "bad_json"
 
 
+class UnsupportedEncoding(CallerError):
+    """The body is compressed, or encoded in some other way."""
+
+    code = "unsupported_media_type"
+
+
 class InvalidField(CallerError):
     """A field is missing, unknown, of the wrong type or out of its bounds.
 
@@ -51,6 +57,12 @@ class InvalidEmail(InvalidField):
     """The address does not look like one."""
 
     code = "invalid_email"
+
+
+class MessageTooLong(InvalidField):
+    """The message to an agent is longer than one may be."""
+
+    code = "too_large"
 
 
 # -- who asks ----------------------------------------------------------------------------------------
@@ -160,6 +172,8 @@ OUTCOMES: Final[Mapping[type[BaseException], Outcome]] = MappingProxyType(
         # ours
         BadJson: Outcome(400, None, "bad_json"),
         InvalidField: Outcome(422, None, "bad_frame"),
+        MessageTooLong: Outcome(422, None, "too_large"),
+        UnsupportedEncoding: Outcome(415, None, "bad_frame"),
         Unauthenticated: Outcome(401, 4401, "not_found"),
         Forbidden: Outcome(403, 4403, "not_found"),
         InvalidGrant: Outcome(400, None, "bad_frame"),

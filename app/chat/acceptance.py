@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from app.chat.keys import check_key, fingerprint
-from app.errors import InvalidField, NotFound, RateLimited
+from app.errors import InvalidField, MessageTooLong, NotFound, RateLimited
 from app.store import keys, runs
 from app.wire.codec import encode_json
 from nurseries.errors import Conflict
@@ -51,12 +51,12 @@ def check(ask: Ask, settings: RunSettings) -> None:
     """Refuse what could not be accepted in any thread.
 
     Raises:
-        InvalidField: the content or the key cannot be used.
+        InvalidField: the content or the key cannot be used; MessageTooLong: there is too much of it.
     """
     if not ask.content.strip():
         raise InvalidField("content", "must not be empty")
     if len(ask.content) > settings.message_characters:
-        raise InvalidField("content", f"longer than {settings.message_characters} characters")
+        raise MessageTooLong("content", f"longer than {settings.message_characters} characters")
     check_key(ask.key, "client_id")
 
 

@@ -20,6 +20,8 @@ SECRET_PARAMETERS: Final = frozenset(
     {"access_token", "refresh_token", "token", "ticket", "code", "authorization", "password"}
 )
 
+_JWT: Final = re.compile(r"\beyJ[\w-]+\.[\w-]+\.[\w-]+")  # a header that is a JSON object, claims, signature
+
 
 def bearer_of(authorization: str | None) -> str | None:
     """Return the token of an Authorization header, or None without one (RFC 6750, 2.1).
@@ -64,9 +66,10 @@ def current_identity() -> Identity | None:
 
 
 def has_secret_parameter(query_string: str) -> bool:
-    """Say whether a query string names a token: in whatever spelling, it has been in too many logs already."""
-    names = (unquote_plus(pair.partition("=")[0]) for pair in re.split("[&;]", query_string))
-    return any(name.strip().lower() in SECRET_PARAMETERS for name in names)
+    """Say whether a query string names a token, or holds one under any name: it has been in too many logs already."""
+    plain = unquote_plus(query_string)
+    names = (pair.partition("=")[0] for pair in re.split("[&;]", plain))
+    return _JWT.search(plain) is not None or any(name.strip().lower() in SECRET_PARAMETERS for name in names)
 
 
 def refuse_query_tokens(app: Quart) -> None:

@@ -9,7 +9,7 @@ import msgspec
 from quart import Response, request
 from quart_trio.wrappers import TrioResponse
 
-from app.errors import BadJson, InvalidField
+from app.errors import BadJson, InvalidField, UnsupportedEncoding
 from app.wire.codec import BadFrame, BadJSON, convert, decode_json, encode_json
 
 
@@ -44,7 +44,15 @@ def decode_body(data: bytes, target: type[B]) -> B:
 
 
 async def read_body(target: type[B]) -> B:
-    """Return the body of the current request as `target`; raises as `decode_body` does."""
+    """Return the body of the current request as `target`, whatever its Content-Type says: it is always JSON.
+
+    Raises:
+        UnsupportedEncoding: it is compressed.
+        BadJson, InvalidField: as `decode_body` does.
+    """
+    encoding = request.headers.get("Content-Encoding", "identity")
+    if encoding.strip().lower() != "identity":
+        raise UnsupportedEncoding(f"a body is sent as it is, not as {encoding[:32]}")
     data = await request.get_data(cache=False, as_text=False, parse_form_data=False)
     return decode_body(data, target)
 

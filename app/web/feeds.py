@@ -37,10 +37,11 @@ class Feeds:
     _streams: Streams
     _runs: Runs
 
-    async def of_thread(self, identity: Identity, thread_id: str, after: int) -> Pages:
-        """Return the events of a thread after a number, then those to come; they end when the thread or the server does.
+    async def of_thread(self, identity: Identity, thread_id: str, after: int) -> tuple[Pages, int]:
+        """Return the events of a thread after a number, then those to come, and the number that they really come after.
 
-        A number that the log never reached cannot be honoured: then it goes on from the log's end.
+        They end when the thread or the server does. A number that the log never reached cannot be honoured:
+        then they come after the log's last one.
 
         Raises:
             NotFound: the user has no such thread.
@@ -49,7 +50,7 @@ class Feeds:
         history = ThreadHistory(self._kernel, identity.user_id)
         cursor = min(after, await history.last_seq(thread_id))
         pages = follow(self._streams, history, identity.user_id, thread_id, cursor, outlook)
-        return self._watched(identity, pages, endless=True)
+        return self._watched(identity, pages, endless=True), cursor
 
     def of_run(self, identity: Identity, thread_id: str, accepted: Accepted) -> Pages:
         """Return the events of a run; they end with it, also where its end could not be written."""

@@ -12,6 +12,7 @@ from app.errors import Forbidden
 from app.web.authentication import require_identity
 from app.web.bodies import json_response
 from app.web.metrics import exposition, process_memory
+from app.web.problems import problem
 from nurseries.errors import NurseriesError, PoolExhausted
 from nurseries.postgres.scoped import Database
 
@@ -119,9 +120,7 @@ def health_blueprint(vitals: Vitals) -> Blueprint:
         reasons = await vitals.unready()
         if not reasons:
             return json_response({"status": "ready", "reasons": []})
-        response = json_response({"status": "not ready", "reasons": reasons}, 503)
-        response.headers["Retry-After"] = "1"
-        return response
+        return problem(503, "not_ready", ", ".join(reasons), headers={"Retry-After": "1"}, reasons=reasons)
 
     @health.get("/metrics")
     async def metrics() -> Response:

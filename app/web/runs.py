@@ -18,8 +18,8 @@ from app.web.authentication import require_identity
 from app.web.bodies import Body, Empty, json_response, read_body
 from app.web.exchange import exchange_nursery
 from app.web.parameters import cursor, flag, idempotency_key
-from app.web.sse import event_stream, wants_event_stream
-from app.wire.messages import OnConflict, OnDisconnect  # noqa: TC001  # msgspec reads the annotations
+from app.web.sse import event_stream, reset_cursor, wants_event_stream
+from app.wire.messages import OnConflict, OnDisconnect, Subscribed
 
 if TYPE_CHECKING:
     import trio
@@ -97,8 +97,11 @@ def runs_blueprint(  # noqa: C901  # one closure a route
     @blueprint.get("/v1/threads/<thread_id>/events")
     async def events(thread_id: str) -> Response:
         identity = await require_identity(service)
-        pages = await feeds.of_thread(identity, known(thread_id, "thread"), cursor("Last-Event-ID"))
-        return event_stream(pages)
+        after = cursor("Last-Event-ID")
+        pages, begin = await feeds.of_thread(identity, known(thread_id, "thread"), after)
+        if begin == after:
+            return event_stream(pages)
+        return event_stream(pages, reset_cursor(Subscribed(thread_id, after, begin, recovered=False)))
 
     async def _submit(identity: Identity, ask: Ask, owner: trio.Nursery) -> Accepted:
         async with open_call(kernel, identity.user_id, thread_id=ask.thread_id) as call:

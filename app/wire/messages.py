@@ -7,7 +7,7 @@ its `type` field. Events have their own class, `nurseries.events.Envelope`.
 from __future__ import annotations
 
 from datetime import datetime  # noqa: TC003  # msgspec reads the annotations at run time
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -34,7 +34,7 @@ class Subscribe(ClientFrame, frozen=True, tag="subscribe"):
     """Replay what came after `after` in a thread, then go on live."""
 
     thread_id: str
-    after: int = 0
+    after: Annotated[int, msgspec.Meta(ge=0)] = 0
 
 
 class Cancel(ClientFrame, frozen=True, tag="cancel"):

@@ -114,7 +114,7 @@ def _calls(message: str, conversation: Conversation) -> list[ToolCall]:
         if word == "time" and rest.strip("?!. "):
             continue  # a sentence that happens to begin with "time"
         tool, arguments = {
-            "calculate": ("calculator", {"expression": rest.removesuffix("=").rstrip()}),
+            "calculate": ("calculator", {"expression": rest.rstrip("=? ")}),
             "search": ("search_messages", {"query": rest}),
             "time": ("clock", {}),
         }[word]

@@ -11,9 +11,12 @@ import trio
 
 from app.tools.analysis.settings import FileSettings
 from tests.fixtures.house import running_server, signed_up
+from tests.fixtures.process import children
 from tests.fixtures.roles import promote
 
 SALES = b"region,amount,day\nnorth,10,2026-01-01\nsouth,20,2026-01-02\nnorth,5,2026-01-03\n"
+ENDLESS = "select count(*) from range(1000000) a, range(1000000) b, range(1000000) c"
+PROGRAM = "app.tools.analysis.child"
 SECRET = b"who,what\nalice,a-secret-of-alice\n"
 
 
@@ -220,17 +223,78 @@ async def test_a_long_result_is_cut_and_says_so(alice):
     assert "y" * 2001 not in output
 
 
+@pytest.mark.parametrize(
+    ("sql", "words"),
+    [
+        (
+            "select length(repeat('x', 1000000000))",
+            "needs more than 536870912 bytes",
+        ),  # DuckDB does not count it
+        (
+            "select levenshtein(repeat('a', 300000), repeat('b', 300000))",
+            "did not answer",
+        ),  # and does not listen
+        (f"select null::{'struct(a ' * 900}int{')' * 900}", "did not answer"),  # not even while it parses
+    ],
+    ids=["memory", "computing", "parsing"],
+)
+async def test_what_duckdb_does_not_bound_ends_with_its_process(database, sql, words):
+    """The system bounds it; the only place for a query is free for the next one, of another user, at once."""
+    files = FileSettings(query_seconds=6, queries=1)
+    async with (
+        running_server(database.owner, files=files) as url,
+        signed_up(url) as one,
+        signed_up(url) as two,
+    ):
+        for user in (one, two):
+            assert (await upload(user, "sales.csv", SALES)).status_code == 201
+        assert words in await asks(one, f"sql: {sql}")
+        assert children(PROGRAM) == []
+        assert "| 35 |" in await asks(two, "sql: select sum(amount) from sales")
+
+
+async def test_a_duckdb_that_dies_fails_its_query_alone(alice, bob):
+    """As it would where the system runs out of memory: the run says so and goes on, nobody else notices."""
+    await upload(alice, "sales.csv", SALES)
+    await upload(bob, "sales.csv", SALES)
+    async with alice.socket() as socket:
+        await socket.send(
+            type="user_message", thread_id=await alice.thread(), content=f"sql: {ENDLESS}", agent="analyst"
+        )
+        await socket.until("tool_executing")
+        with trio.fail_after(30):
+            while not (found := children(PROGRAM)):
+                await trio.lowlevel.checkpoint()
+        assert "| 35 |" in await asks(bob, "sql: select sum(amount) from sales")
+        found[0].kill()
+        (*_, ended) = await socket.until("agent_completed")
+    assert "DuckDB broke over it" in ended["payload"]["output"]
+    assert leftovers() == []
+
+
+async def test_values_of_every_type_are_told(alice):
+    """Times with a zone, which Python's client cannot read without another package, and lists of any length."""
+    await upload(alice, "sales.csv", SALES)
+    output = await asks(
+        alice,
+        "sql: select timestamptz '2026-01-01 12:00:00+00' as moment, range(100000) as many, 2::hugeint ** 100 as huge",
+    )
+    assert "2026-01-01 12:00:00+00" in output
+    assert "[0, 1, 2," in output
+    assert "1267650600228229401496703205376" in output or "1.26765" in output
+
+
 async def test_a_query_is_interrupted_when_its_run_is_cancelled(alice, database):
-    """The thread is free at once, and the next query of the same user is answered."""
+    """Its process is gone when that is told, and the next query of the same user is answered."""
     promote(database, alice)
     await upload(alice, "sales.csv", SALES)
-    endless = "sql: select count(*) from range(1000000) a, range(1000000) b, range(1000000) c"
     thread = await alice.thread()
     async with alice.socket() as socket:
-        await socket.send(type="user_message", thread_id=thread, content=endless, agent="analyst")
+        await socket.send(type="user_message", thread_id=thread, content=f"sql: {ENDLESS}", agent="analyst")
         frames = await socket.until("tool_executing")
         await socket.send(type="cancel", run_id=frames[-1]["run_id"])
         await socket.until("run_cancelled")
+    assert children(PROGRAM) == []
     assert "| 35 |" in await asks(alice, "sql: select sum(amount) from sales")
     assert leftovers() == []
 
@@ -242,23 +306,20 @@ async def test_a_query_that_takes_too_long_is_told_so(database):
         signed_up(url) as user,
     ):
         await upload(user, "sales.csv", SALES)
-        output = await asks(
-            user, "sql: select count(*) from range(1000000) a, range(1000000) b, range(1000000) c"
-        )
+        output = await asks(user, f"sql: {ENDLESS}")
         assert "did not answer within 0.5 seconds" in output
 
 
 async def test_the_audit_finds_nothing_shared_between_two_analysts(alice, bob, database):
     """Two users in the middle of their queries."""
     promote(database, alice)
-    endless = "sql: select count(*) from range(1000000) a, range(1000000) b, range(1000000) c"
     async with alice.socket() as one, bob.socket() as other:
         for user, socket in ((alice, one), (bob, other)):
             await upload(user, "sales.csv", SALES)
             await socket.send(
                 type="user_message",
                 thread_id=await user.thread(),
-                content=endless,
+                content=f"sql: {ENDLESS}",
                 agent="analyst",
                 on_disconnect="cancel",
             )

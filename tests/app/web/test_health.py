@@ -40,6 +40,10 @@ async def test_a_draining_server_says_so_and_finishes_what_runs(database):
             while (ready := await user.http.get("/health/ready")).status_code == 200:
                 pass
             assert (ready.status_code, ready.json()["reasons"]) == (503, ["draining"])
+            assert (ready.headers["Content-Type"], ready.json()["code"]) == (
+                "application/problem+json",
+                "not_ready",
+            )
             assert int(ready.headers["Retry-After"]) >= 1
             assert (await user.http.get("/health/live")).status_code == 200
             refused = await user.http.post(f"{thread}/runs", json={"content": "time"})

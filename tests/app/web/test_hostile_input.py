@@ -81,6 +81,17 @@ async def test_what_is_json_and_cannot_be_meant(alice, thread, bystander):
     assert (await alice.http.get(f"{thread}/messages")).json()["messages"] == []
 
 
+async def test_a_body_is_json_that_is_not_encoded(alice, bystander):
+    """A compressed one is refused as such, before anything is unpacked; what Content-Type says does not matter."""
+    body = json.dumps({"title": "x"}).encode()
+    for encoding, status in [("gzip", 415), ("Deflate", 415), ("gzip, identity", 415), ("identity", 201)]:
+        answer = await alice.http.post("/v1/threads", content=body, headers={"Content-Encoding": encoding})
+        assert answer.status_code == status, encoding
+        assert answer.json().get("code") == ("unsupported_media_type" if status == 415 else None)
+    for kind in ({}, {"Content-Type": "text/plain"}, {"Content-Type": "application/json; charset=utf-8"}):
+        assert (await alice.http.post("/v1/threads", content=body, headers=kind)).status_code == 201
+
+
 async def test_ids_that_are_none(alice, thread, bystander):
     """404, as for an id that nobody has; never an error of the database."""
     for wrong in IDS:

@@ -165,13 +165,22 @@ async def test_a_reader_that_pauses_gets_all_the_same(server, alice, thread, mon
     await at_rest(server)
 
 
-async def test_a_cursor_beyond_the_log_goes_on_from_its_end(server, alice, thread):
-    """What comes next is what the reader gets, from the first on."""
+async def test_a_cursor_beyond_the_log_is_told_so_and_goes_on_from_its_end(server, alice, thread):
+    """First what a socket is told, under the `id:` to come back with; what comes next follows, from the first on."""
     await alice.run(thread.rpartition("/")[2], "time")
     last = (await alice.http.get(thread)).json()["last_seq"]
     for cursor in (str(last + 1), "1000", "9" * 18):
-        async with watched(alice, f"{thread}/events?after={cursor}") as stream:
+        async with watched(alice, f"{thread}/events", Last_Event_ID=cursor) as stream:
             assert stream.status == 200
+            told = await stream.record()
+            assert (told.id, told.type) == (last, "subscribed")
+            assert told.data == {
+                "type": "subscribed",
+                "thread_id": thread.rpartition("/")[2],
+                "after": int(cursor),
+                "last_seq": last,
+                "recovered": False,
+            }
             await alice.run(thread.rpartition("/")[2], "time")
             news = await stream.until("agent_completed")
         assert news[0].id == last + 1

@@ -38,6 +38,7 @@ def calls(pieces):
     ("message", "expected"),
     [
         ("calculate 6*7", [("calculator", {"expression": "6*7"})]),
+        ("calculate 6*7 = ?", [("calculator", {"expression": "6*7"})]),
         ("Calculate: 6 * 7 =", [("calculator", {"expression": "6 * 7"})]),
         ("search blue whale", [("search_messages", {"query": "blue whale"})]),
         ("time", [("clock", {})]),

@@ -69,6 +69,9 @@ async def test_2_a_token_in_the_query_string(house, alice, caplog):
             ("access%5ftoken", alice.access_token),
             ("ticket", ticket),
             ("refresh_token", alice.refresh_token),
+            ("anything", alice.access_token),
+            ("anything", alice.access_token.replace(".", "%2e")),
+            (alice.access_token, ""),
         ):
             answer = await alice.http.get(f"/v1/me?x=1&{name}={secret}")
             assert (answer.status_code, answer.json()["code"]) == (401, "unauthenticated"), name
