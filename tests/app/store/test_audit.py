@@ -6,6 +6,7 @@ from uuid import uuid4
 import attrs
 import psycopg
 import pytest
+import trio
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.errors import InsufficientPrivilege
 
@@ -18,6 +19,7 @@ from nurseries.postgres.scoped import Database
 
 GIVEN = "entry_id, occurred_at, last_at, count, kind, details"
 VALUES = "gen_random_uuid(), now(), now(), 1, 'login', '{}'"
+WAITING = "SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
 NOW = datetime(2031, 5, 6, 7, 8, 9, tzinfo=UTC)
 
 
@@ -84,6 +86,29 @@ async def test_a_repeated_batch_is_written_once(trail):
     await store.append(trail, entries)
     await store.append(trail, [*entries, entry()])
     assert len(await store.page(trail, 0, 10)) == 3
+
+
+async def test_numbers_become_visible_in_their_order(trail, database, owner, nursery):
+    """A second writer waits for the first one's COMMIT, so whoever reads on from the last number misses nothing."""
+    appended = trio.Event()
+
+    async def append():
+        await store.append(trail, [entry(kind="logout")])
+        appended.set()
+
+    with psycopg.connect(database.audit) as slow:
+        slow.execute("SELECT pg_advisory_xact_lock(%s)", [store._APPEND_LOCK])
+        slow.execute(f"INSERT INTO audit ({GIVEN}) VALUES ({VALUES})")
+        nursery.start_soon(append)
+        with trio.fail_after(30):
+            while not owner.execute(WAITING).fetchall() and not appended.is_set():
+                await trio.lowlevel.checkpoint()
+        assert await store.page(trail, 0, 10) == []
+        slow.commit()
+        await appended.wait()
+    first, second = await store.page(trail, 0, 10)
+    assert (first.kind, second.kind) == ("login", "logout")
+    assert first.id < second.id
 
 
 @pytest.mark.parametrize(
