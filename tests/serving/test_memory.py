@@ -210,7 +210,7 @@ async def test_bodies_of_single_bytes():
 
 
 async def test_http2_peers_with_a_closed_window(certificates):
-    """Ten connections, each with twenty endless answers that it does not take."""
+    """Ten connections, each with ten endless answers that it does not take."""
     directory = str(certificates.files.key.parent)
     async with running("app", directory, tls=certificates.client) as server:
 
@@ -218,7 +218,7 @@ async def test_http2_peers_with_a_closed_window(certificates):
             async with server.connect("h2") as peer:
                 client = Client(peer)
                 client.connection.initiate_connection()
-                for index in range(20):
+                for index in range(10):
                     await client.ask(2 * index + 1, "/endless")
                 while await client.read(acknowledge=False):
                     pass
