@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import os
-import stat
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
@@ -23,7 +22,6 @@ from nurseries.postgres.embedded import open_embedded
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
     import trio
 
@@ -32,8 +30,6 @@ if TYPE_CHECKING:
 
 DATABASE: Final = "nurseries"
 """The name of the database in an embedded PostgreSQL."""
-
-_CLUSTER: Final = "postgres"
 
 SPARE_CONNECTIONS: Final = 30
 """What an embedded PostgreSQL takes besides the requests: services, administrators, and its own reserve."""
@@ -70,8 +66,8 @@ async def open_store(settings: Settings, *, audit_days: float | None = None) -> 
         return
     connections = settings.pool.size + settings.pool.overflow + SPARE_CONNECTIONS
     options = {"max_connections": str(max(100, connections))}
-    _let_others_pass(settings.data_dir)
-    async with open_embedded(settings.data_dir / _CLUSTER, settings=options) as postgres:
+    data_dir = settings.data_dir
+    async with open_embedded(data_dir / "postgres", within=data_dir, settings=options) as postgres:
         async with open_owner(postgres.conninfo()) as owner:
             found = await owner.fetch("SELECT 1 FROM pg_database WHERE datname = $1", DATABASE)
             if not found:
@@ -82,16 +78,6 @@ async def open_store(settings: Settings, *, audit_days: float | None = None) -> 
             await postgres.supervise()
 
         yield await prepare_store(postgres.conninfo(DATABASE), supervise, audit_days=audit_days)
-
-
-def _let_others_pass(data_dir: Path) -> None:
-    """Let the account that PostgreSQL runs as, when we are root, reach the database that is all of `data_dir`.
-
-    A directory made for the server alone is often closed to everybody else, as that of `mktemp -d` is. What
-    lies in it keeps its own modes. One that holds anything else is not ours to open.
-    """
-    if os.geteuid() == 0 and data_dir.is_dir() and {each.name for each in data_dir.iterdir()} <= {_CLUSTER}:
-        data_dir.chmod(stat.S_IMODE(data_dir.stat().st_mode) | stat.S_IXOTH)
 
 
 async def prepare_store(

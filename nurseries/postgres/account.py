@@ -78,6 +78,17 @@ def choose_account(name: str | None, cluster: Path) -> Account | None:
     )
 
 
+def let_pass(directory: Path, account: Account) -> None:
+    """Let `account`, and nobody else, through a directory that is closed to everybody but its owner.
+
+    It is one of the server's own, as `mktemp -d` makes them; to list it stays the owner's right.
+    """
+    mode = stat.S_IMODE(directory.stat().st_mode)
+    if not mode & (stat.S_IRWXG | stat.S_IRWXO) and not account.may_pass(directory):
+        os.chown(directory, -1, account.gid)
+        directory.chmod(mode | stat.S_IXGRP)
+
+
 def require_passable(directory: Path, account: Account) -> None:
     """Make sure that `account` can get to what is in `directory`.
 

@@ -17,7 +17,7 @@ import trio
 from psycopg.conninfo import make_conninfo
 
 from nurseries.errors import Fault, StartupFailed
-from nurseries.postgres.account import choose_account, require_passable
+from nurseries.postgres.account import choose_account, let_pass, require_passable
 from nurseries.postgres.binaries import environment
 from nurseries.postgres.cluster import SOCKET_NAME, Cluster, claim, prepare, socket_directory
 from nurseries.process import ChildProcess
@@ -184,7 +184,11 @@ def running_conninfo(directory: Path, dbname: str = "postgres", user: str = "pos
 
 @asynccontextmanager
 async def open_embedded(
-    directory: Path, *, account: str | None = None, settings: Mapping[str, str] | None = None
+    directory: Path,
+    *,
+    within: Path | None = None,
+    account: str | None = None,
+    settings: Mapping[str, str] | None = None,
 ) -> AsyncIterator[EmbeddedPostgres]:
     """Run PostgreSQL on the files in `directory`, which are made if they do not exist, and stop it in the end.
 
@@ -192,6 +196,7 @@ async def open_embedded(
 
     Args:
         directory: for PostgreSQL alone; one server at a time.
+        within: a directory of the server's around it. When we are root, the account is let through both.
         account: when we are root, who PostgreSQL runs as. By default who owns the files, else `postgres`,
             else `nobody`.
         settings: PostgreSQL settings that replace or complete `SETTINGS`.
@@ -204,6 +209,9 @@ async def open_embedded(
             directory = stack.enter_context(claim(directory))
             chosen = choose_account(account, directory / "cluster")
             if chosen is not None:
+                for ours in (within, directory):
+                    if ours is not None:
+                        let_pass(ours, chosen)
                 require_passable(directory, chosen)
             place = stack.enter_context(socket_directory(directory, chosen))
             postgres = EmbeddedPostgres(await prepare(directory, place, chosen), settings or {})

@@ -25,10 +25,21 @@ async def test_a_data_directory_may_be_new_and_closed(closed):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root runs PostgreSQL as another account")
-async def test_a_directory_that_holds_more_is_not_opened(closed):
-    """What else lies in it is not ours to show; the message names it, and how to open it."""
+async def test_nobody_else_is_let_in(closed):
+    """The account of PostgreSQL may pass the directory, not list it, whatever else lies there; others still may not."""
     (closed / "letters").touch()
+    async with open_store(Settings(data_dir=closed)):
+        pass
+    assert closed.stat().st_mode & 0o777 == 0o710
+    assert closed.stat().st_gid == (closed / "postgres" / "cluster").stat().st_gid
+    assert closed.owner() == "root"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root runs PostgreSQL as another account")
+async def test_a_directory_that_is_shared_is_not_opened(closed):
+    """Whom the operator lets in is not ours to change; the message names the directory, and how to open it."""
+    closed.chmod(0o750)
     with pytest.raises(StartupFailed, match=f"cannot pass {closed}: .* chmod o[+]x {closed}"):
         async with open_store(Settings(data_dir=closed)):
             pass
-    assert closed.stat().st_mode & 0o777 == 0o700
+    assert closed.stat().st_mode & 0o777 == 0o750
