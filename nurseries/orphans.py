@@ -33,7 +33,10 @@ if TYPE_CHECKING:
 
 What = Literal["connection", "context", "lease", "outbox", "request", "run", "session", "task"]
 
-SERVICES: Final = frozenset({"health"})
+HEALTH: Final = "health"
+"""Who asks the database whether it answers."""
+
+SERVICES: Final = frozenset({HEALTH})
 """Who borrows connections of the requests' pool without being a user."""
 
 

@@ -14,6 +14,7 @@ from app.web.bodies import json_response
 from app.web.metrics import exposition, process_memory
 from app.web.problems import problem
 from nurseries.errors import NurseriesError, PoolExhausted
+from nurseries.orphans import HEALTH
 from nurseries.postgres.scoped import Database
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ async def _answers(pool: Pool) -> bool:
         return True  # it is busy; whether too busy is for the breaker to say
     try:
         with trio.fail_after(PROBE_SECONDS):
-            await Database(pool, borrower="health").fetch_one("SELECT 1")
+            await Database(pool, borrower=HEALTH).fetch_one("SELECT 1")
     except (NurseriesError, trio.TooSlowError) as error:
         return isinstance(error, PoolExhausted)
     return True
