@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from app.chat.journal import Journal
     from app.chat.place import Place
     from app.chat.run import Run
-    from app.tools.dispatcher import ToolResult
+    from app.tools.calls import ToolResult
     from nurseries.context import UserContext
     from nurseries.events import Emitter
 

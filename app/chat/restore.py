@@ -19,7 +19,7 @@ from app.errors import NotFound
 from app.store import approvals as approval_store
 from app.store import checkpoints as store
 from app.store import events as event_store
-from app.tools.dispatcher import ToolResult
+from app.tools.calls import ToolResult
 from app.tools.ledger import Decided
 from nurseries.request import Failure
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from app.engine.request import Answer
-    from app.tools.dispatcher import ToolResult
+    from app.tools.calls import ToolResult
     from nurseries.context import UserContext
     from nurseries.events import Emitter
     from nurseries.request import Failure

@@ -20,8 +20,8 @@ from app.engine.model import (
     UserTurn,
 )
 from app.engine.request import Answer
+from app.tools.calls import ToolResult
 from app.tools.clip import clip
-from app.tools.dispatcher import ToolResult
 from nurseries.ids import new_id
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from contextlib import AbstractAsyncContextManager
 
-    from app.tools.dispatcher import ToolResult
+    from app.tools.calls import ToolResult
     from app.tools.schema import ToolDescription
 
 

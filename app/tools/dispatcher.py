@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 import structlog
 import trio
 
+from app.tools.calls import ToolResult
 from app.tools.clip import clean_text, clip
 from app.tools.failures import TELLABLE, ToolCrashed, ToolTimeout, UnknownTool, cancellation_of, tell
 from app.tools.ledger import Forgetful, NobodyToAsk
@@ -19,6 +20,7 @@ from nurseries.errors import CallerError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from app.tools.calls import Call
     from app.tools.ledger import Ledger
     from app.tools.schema import Tool, ToolDescription
     from app.tools.threads import ToolThreads
@@ -45,47 +47,6 @@ class ToolLimits:
     argument_bytes: int = 64 * 1024
     result_bytes: int = 64 * 1024
     parallel: int = 4
-
-
-class Call(Protocol):
-    """What a model asks for. `arguments` is whatever the model wrote, JSON decoded."""
-
-    @property
-    def call_id(self) -> str:
-        """What its events and its result are known by."""
-        ...
-
-    @property
-    def tool(self) -> str:
-        """The name of the tool."""
-        ...
-
-    @property
-    def arguments(self) -> object:
-        """A JSON object, if the model is good."""
-        ...
-
-
-@attrs.frozen
-class ToolResult:
-    """How one call ended: a `result` if it is `ok`, else an `error` for the model and the user to read."""
-
-    call_id: str
-    tool: str
-    ok: bool
-    milliseconds: int
-    result: Any = None
-    error: str = ""
-
-    def payload(self) -> dict[str, Any]:
-        """Return the payload of `tool_completed`."""
-        outcome = {"result": self.result} if self.ok else {"error": self.error}
-        return {
-            "call_id": self.call_id,
-            "tool": self.tool,
-            "ok": self.ok,
-            "milliseconds": self.milliseconds,
-        } | outcome
 
 
 @attrs.frozen

@@ -12,7 +12,7 @@ from nurseries.errors import CallerError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from app.tools.dispatcher import ToolResult
+    from app.tools.calls import ToolResult
 
 Decision = Literal["approve", "deny", "expired", "void"]
 """`void`: nobody needs it any more."""

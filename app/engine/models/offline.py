@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
     from app.engine.model import Conversation, Piece
-    from app.tools.dispatcher import ToolResult
+    from app.tools.calls import ToolResult
 
 NAME: Final = "offline"
 SELF: Final = "I am the offline model"

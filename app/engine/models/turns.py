@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from app.engine.model import Turn
-    from app.tools.dispatcher import ToolResult
+    from app.tools.calls import ToolResult
 
 _ACCEPTED: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 

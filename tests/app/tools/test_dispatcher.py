@@ -9,7 +9,8 @@ import trio
 from msgspec import Meta
 from structlog.testing import capture_logs
 
-from app.tools.dispatcher import Dispatcher, ToolLimits, ToolResult
+from app.tools.calls import ToolResult
+from app.tools.dispatcher import Dispatcher, ToolLimits
 from app.tools.failures import ToolCrashed
 from app.tools.ledger import Forgetful
 from app.tools.schema import Parameters, Tool

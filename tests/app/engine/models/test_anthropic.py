@@ -15,11 +15,12 @@ from app.engine.model import (
     UserTurn,
 )
 from app.engine.models.answer import CUT_OFF, FILTERED, MAX_OPAQUE
-from app.engine.models.anthropic import MAX_TOKENS, AnthropicModel, MessageParser, messages_of, request_of
+from app.engine.models.anthropic import AnthropicModel, MessageParser
+from app.engine.models.anthropic_request import MAX_TOKENS, messages_of, request_of
 from app.engine.models.errors import ModelFailure
 from app.engine.models.settings import ModelSettings
 from app.engine.models.sse import Event
-from app.tools.dispatcher import ToolResult
+from app.tools.calls import ToolResult
 
 STOP = {"type": "message_stop"}
 

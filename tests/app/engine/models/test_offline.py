@@ -14,7 +14,7 @@ from app.engine.model import (
     UserTurn,
 )
 from app.engine.models.offline import OfflineModel
-from app.tools.dispatcher import ToolResult
+from app.tools.calls import ToolResult
 
 TOOLS = tuple(tool.describe() for tool in built_in_tools().select(("calculator", "search_messages", "clock")))
 

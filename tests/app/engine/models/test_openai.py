@@ -20,7 +20,7 @@ from app.engine.models.openai import ChatParser, OpenAIModel, messages_of, reque
 from app.engine.models.provider import Progress
 from app.engine.models.settings import ModelSettings
 from app.engine.models.sse import Event
-from app.tools.dispatcher import ToolResult
+from app.tools.calls import ToolResult
 
 
 def understood(*chunks, done=True):

@@ -24,7 +24,7 @@ from app.engine.model import (
 from app.engine.models.answer import CUT_OFF
 from app.engine.models.errors import ModelInterrupted, ModelRefused, ModelUnavailable
 from app.engine.models.making import open_models
-from app.tools.dispatcher import ToolResult
+from app.tools.calls import ToolResult
 from tests.fixtures.aimock import KEY, MODELS, tapped
 from tests.serving.faults import Faults
 

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from app.engine.model import Conversation, ModelTurn, ToolCall, ToolTurn, UserTurn
 from app.engine.models.window import LEFT_OUT, estimate_tokens, fit
-from app.tools.dispatcher import ToolResult
+from app.tools.calls import ToolResult
 from app.tools.schema import ToolDescription
 
 
