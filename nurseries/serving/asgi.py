@@ -66,7 +66,7 @@ def barrier(
 
 
 class Tasks:
-    """Runs applications in a connection's nursery; what Hypercorn's protocols know as a task group.
+    """Runs applications in a connection's nursery; what Hypercorn's streams know as a task group.
 
     Hypercorn's own closes the process on some errors, loses others beside Cancelled, and stops reading the
     connection while an application does not read its body. Here an application's crash is logged once and
@@ -88,10 +88,6 @@ class Tasks:
         inbox = Inbox()
         self._nursery.start_soon(self._run, app, scope, inbox, send)
         return inbox.put
-
-    def spawn(self, function: Callable[..., Awaitable[None]], *args: Any) -> None:
-        """Start a task of the protocol's own."""
-        self._nursery.start_soon(function, *args)
 
     async def _run(self, app: ASGIApp, scope: Any, inbox: Inbox, send: Send) -> None:
         try:

@@ -9,7 +9,7 @@ import attrs
 import trio
 from hypercorn.config import Config
 from hypercorn.protocol.events import StreamClosed
-from hypercorn.trio.worker_context import EventWrapper, WorkerContext
+from hypercorn.trio.worker_context import WorkerContext
 
 from nurseries.serving.asgi import Exchange, problem_app
 from nurseries.serving.headers import Headers
@@ -106,19 +106,12 @@ class Serving:
         config.accesslog = None
         config.errorlog = None
         config.include_server_header = False
-        config.h11_max_incomplete_size = limits.head_bytes
-        config.h2_max_concurrent_streams = limits.http2_streams
-        config.h2_max_header_list_size = limits.head_bytes
-        config.keep_alive_max_requests = 2**62  # a rate per address bounds requests, not a number of them
         rates = AddressRates(limits.requests_per_second, limits.request_burst, limits.rate_addresses)
         return cls(http, limits, bodies, proxies, rates, config, WorkerContext(None), on_limit)
 
     def drain(self) -> None:
         """Ask every connection to end when it is done."""
         self.draining = True
-        terminated = self.context.terminated
-        assert isinstance(terminated, EventWrapper)
-        terminated._event.set()  # noqa: SLF001  # its own set() is asynchronous without awaiting anything
         for connection in tuple(self.connections):
             connection.drain()
 

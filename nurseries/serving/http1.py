@@ -1,4 +1,7 @@
-"""HTTP/1.1: Hypercorn's protocol object with one reader, one deadline and an answer to every input."""
+"""HTTP/1.1: h11's sans-I/O connection with one reader, one deadline and an answer to every input.
+
+Not derived from Hypercorn's `H11Protocol`: how it reads, sends, ends and recycles is where its holes are.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,8 @@ from typing import TYPE_CHECKING
 
 import h11
 import trio
-from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.protocol.events import Body, EndBody, Request, Response, StreamClosed
 from hypercorn.protocol.events import Event as StreamEvent
-from hypercorn.protocol.h11 import STREAM_ID, H11Protocol
 from hypercorn.typing import ConnectionState
 
 from nurseries.serving.asgi import Tasks, objection
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from nurseries.serving.connection import Serving
 
 
+STREAM_ID = 1
+
+
 class Phase(Enum):
     """What the connection waits for."""
 
@@ -33,7 +37,7 @@ class Phase(Enum):
     ANSWER = auto()  # the application
 
 
-class HTTP1(H11Protocol):
+class HTTP1:
     """One HTTP/1.1 connection.
 
     One task reads for as long as the connection lives, so that a disconnect is seen at once: also while a
@@ -46,20 +50,9 @@ class HTTP1(H11Protocol):
 
     def __init__(self, wire: Wire, serving: Serving, address: str, nursery: trio.Nursery) -> None:
         limits = serving.limits
-        tasks = Tasks(nursery, serving.count_crash)
-        super().__init__(
-            serving.http,  # type: ignore[arg-type]  # only Tasks calls it, and calls it as plain ASGI
-            serving.config,
-            serving.context,
-            tasks,  # type: ignore[arg-type]  # plain ASGI, see above
-            ConnectionState({}),
-            wire.secure,
-            (address, 0),
-            None,
-            self._send_event,
-        )
         self.upgrade: tuple[h11.Request, bytes] | None = None
-        self._tasks = tasks
+        self._connection = h11.Connection(h11.SERVER, max_incomplete_event_size=limits.head_bytes)
+        self._tasks = Tasks(nursery, serving.count_crash)
         self._wire = wire
         self._serving = serving
         self._limits = limits
@@ -85,7 +78,7 @@ class HTTP1(H11Protocol):
             self._serving.connections.discard(self)
             if self._exchange is not None:
                 await self._serving.end(self._exchange)
-                self._exchange = self.stream = None
+                self._exchange = None
 
     async def _read(self) -> None:
         while True:
@@ -105,7 +98,7 @@ class HTTP1(H11Protocol):
             self._woken = False
             if not data:
                 return
-            self.connection.receive_data(data)
+            self._connection.receive_data(data)
             if self._phase is Phase.IDLE:
                 self._enter(Phase.HEAD, self._limits.head_seconds)
 
@@ -137,15 +130,11 @@ class HTTP1(H11Protocol):
 
     # -- what the peer says --------------------------------------------------------------------------
 
-    async def handle(self, event: Event) -> None:
-        """Not used: `run` reads by itself."""
-        raise NotImplementedError
-
     async def _handle_events(self) -> None:  # noqa: C901  # one branch for each thing a peer can say
-        connection = self.connection
+        connection = self._connection
         while not self._over:
             if connection.they_are_waiting_for_100_continue and self._wants_body():
-                await self._send_h11_event(h11.InformationalResponse(status_code=100, headers=[]))
+                await self._write(self._encode(h11.InformationalResponse(status_code=100, headers=[])))
             try:
                 event = connection.next_event()
             except h11.RemoteProtocolError as error:
@@ -187,13 +176,13 @@ class HTTP1(H11Protocol):
         items = list(request.headers)
         body = self._serving.bodies.of(request.target)
         self._enter(Phase.BODY, body.seconds)
-        self._exchange = self.stream = self._serving.begin(
+        self._exchange = self._serving.begin(
             tasks=self._tasks,
             address=self._address,
             items=items,
             body=body,
             problem=problem,
-            send=self.stream_send,
+            send=self._stream_send,
             stream_id=STREAM_ID,
             secure=self._wire.secure,
         )
@@ -204,15 +193,15 @@ class HTTP1(H11Protocol):
                 http_version=request.http_version.decode(),
                 method=request.method.decode("ascii").upper(),
                 raw_path=request.target,
-                state=self.connection_state,
+                state=ConnectionState({}),
             )
         )
 
     async def _refuse(self, status: int) -> None:
         """Answer what is no request; when a request is being answered already, cut it."""
         self._over = True
-        if self.connection.our_state is h11.IDLE or (
-            self.connection.our_state is h11.SEND_RESPONSE and self._exchange is None
+        if self._connection.our_state is h11.IDLE or (
+            self._connection.our_state is h11.SEND_RESPONSE and self._exchange is None
         ):
             await self._wire.send(Problem.of(status).response())
         elif self._exchange is not None:
@@ -220,11 +209,11 @@ class HTTP1(H11Protocol):
 
     # -- what the application says -------------------------------------------------------------------
 
-    async def stream_send(self, event: StreamEvent) -> None:
+    async def _stream_send(self, event: StreamEvent) -> None:
         """Send a part of the response; a head whose body is at hand goes out with it, in one write."""
         if isinstance(event, Response):
-            headers = [*event.headers, *self.config.response_headers("h11")]
-            if self._serving.draining or self._over or self.connection.their_state is h11.SEND_BODY:
+            headers = [*event.headers, *self._serving.config.response_headers("h11")]
+            if self._serving.draining or self._over or self._connection.their_state is h11.SEND_BODY:
                 headers.append((b"connection", b"close"))
             data = self._encode(h11.Response(headers=headers, status_code=event.status_code))
             if any(name == b"content-length" for name, _ in event.headers):
@@ -238,13 +227,20 @@ class HTTP1(H11Protocol):
         elif isinstance(event, StreamClosed):
             await self._maybe_recycle()
 
-    def _encode(self, event: h11.Response | h11.Data | h11.EndOfMessage) -> bytes:
-        return self.connection.send(event) or b""
+    def _encode(self, event: h11.InformationalResponse | h11.Response | h11.Data | h11.EndOfMessage) -> bytes:
+        return self._connection.send(event) or b""
 
     async def _write(self, data: bytes) -> None:
         data, self._held = self._held + data, b""
-        if data:
-            await self._send_event(RawData(data=data))
+        if not data:
+            return
+        try:
+            await self._wire.send(data)
+        except WireBroken:
+            self._over = True
+            self._wake()
+            if self._exchange is not None:
+                await self._exchange.handle(StreamClosed(stream_id=STREAM_ID))
 
     async def _maybe_recycle(self) -> None:
         """End the exchange, and go on with the next request if the connection can carry one.
@@ -252,11 +248,11 @@ class HTTP1(H11Protocol):
         There is no checkpoint between the end of the exchange and the new deadline: the application's task,
         which runs this, may be cancelled at the first one.
         """
-        exchange, self._exchange, self.stream = self._exchange, None, None
+        exchange, self._exchange = self._exchange, None
         if exchange is None:
             return
         await self._serving.end(exchange)
-        connection = self.connection
+        connection = self._connection
         if (
             connection.our_state is h11.DONE
             and connection.their_state is h11.DONE
@@ -271,18 +267,3 @@ class HTTP1(H11Protocol):
         else:
             self._over = True
             self._wake()
-
-    async def _send_event(self, event: Event) -> None:
-        if isinstance(event, RawData):
-            try:
-                await self._wire.send(event.data)
-            except WireBroken:
-                self._over = True
-                self._wake()
-                if self._exchange is not None:
-                    await self._exchange.handle(StreamClosed(stream_id=STREAM_ID))
-        elif isinstance(event, Closed):
-            self._over = True
-            self._wake()
-        else:
-            assert isinstance(event, Updated)

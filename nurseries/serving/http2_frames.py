@@ -61,6 +61,7 @@ class Frames:
             h2.config.H2Configuration(client_side=False, header_encoding=None)
         )
         self._connection.incoming_buffer = _Buffer(server=True)
+        self._connection.decoder.max_header_list_size = limits.head_bytes
         self._connection.local_settings = h2.settings.Settings(
             client=False,
             initial_values={

@@ -189,12 +189,13 @@ class Listener:
             sock.close()
         else:
             self._turning_away += 1
-            nursery.start_soon(self._turn_away, sock, problem)
+            nursery.start_soon(self._turn_away, sock, address, problem)
 
-    async def _turn_away(self, sock: socket.socket, problem: Problem) -> None:
+    async def _turn_away(self, sock: socket.socket, address: str, problem: Problem) -> None:
         wire = SocketWire(sock, self._limits.write_seconds)
         try:
-            await self._answer(wire, problem.response())
+            with barrier("connection", address, self._serving.count_crash):
+                await self._answer(wire, problem.response())
         finally:
             self._turning_away -= 1
             wire.abort()

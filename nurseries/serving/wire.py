@@ -62,6 +62,7 @@ class Wire(abc.ABC):
             await self._send(data)
         except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
             self.abort()
+            await trio.lowlevel.cancel_shielded_checkpoint()  # the system may have said so at once
             raise WireBroken from error
         except BaseException:
             self.abort()

@@ -1,5 +1,6 @@
 """HTTP/2: concurrent answers, real backpressure, deadlines and an orderly end."""
 
+import pytest
 import trio
 import trio.testing
 
@@ -88,11 +89,13 @@ async def test_body_over_the_limit(certificates):
 
 
 async def test_slow_body(certificates, autojump_clock):
-    """A body that does not come is answered 408."""
+    """A body that does not come is answered 408, long before the application would lose its patience."""
     async with quick(certificates) as house, client(house) as made:
+        began = trio.current_time()
         await made.ask(1, "/length", "POST", end=False)
         await made.until(1)
         assert made.status[1] == 408
+        assert trio.current_time() - began == pytest.approx(30, abs=1)
 
 
 async def test_idle_connection_is_closed(certificates, autojump_clock):

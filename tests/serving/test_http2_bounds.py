@@ -2,10 +2,12 @@
 
 import h2.settings
 import pytest
+import trio
 from h2.errors import ErrorCodes
 
-from nurseries.serving import ServingLimits
-from tests.serving.http2_peer import SETTINGS, client, h2frame, quick
+from nurseries.serving import BodyLimit, ServingLimits
+from tests.serving import http2_peer
+from tests.serving.http2_peer import REQUEST, SETTINGS, SETUP, client, h2frame, headers, quick, request
 
 UNLIMITED = ServingLimits(requests_per_second=1e6, request_burst=10**6, http2_control_frames=50)
 
@@ -82,3 +84,106 @@ async def test_frame_that_is_too_long_is_refused_by_its_head(certificates, size)
         while made.terminated is None:
             assert await made.read()
         assert made.terminated == ErrorCodes.FRAME_SIZE_ERROR
+
+
+async def test_heads_that_are_too_large(certificates):
+    """Too many fields are 431; too many bytes are more than h2 unpacks, and end the connection."""
+    fields = [(f"x-{index}", "y") for index in range(200)]
+    large = [(f"x-{index}", "y" * 10_000) for index in range(3)]
+    async with quick(certificates, limits=ServingLimits(head_bytes=20_000)) as house, client(house) as made:
+        made.connection.send_headers(1, [*request(), *fields], end_stream=True)
+        await made.flush()
+        await made.until(1)
+        assert made.status == {1: 431}
+        made.connection.send_headers(3, [*request(), *large], end_stream=True)
+        await made.flush()
+        while made.terminated is None:
+            assert await made.read()
+        assert made.terminated == ErrorCodes.ENHANCE_YOUR_CALM
+
+
+@pytest.mark.parametrize("data", [b"", http2_peer.PREFACE[:10], SETUP, SETUP + headers(*REQUEST, flags=1)])
+async def test_slow_head(certificates, data, autojump_clock):
+    """Nothing, half a preface, no request, half of one: closed when the time for a head has passed."""
+    async with (
+        quick(certificates, limits=ServingLimits(head_seconds=5)) as house,
+        house.connect("h2") as peer,
+    ):
+        began = trio.current_time()
+        await peer.send_anyway(data)
+        await peer.rest()
+        assert trio.current_time() - began == pytest.approx(5, abs=0.5)
+
+
+@pytest.mark.parametrize("announced", [True, False])
+async def test_bodies_have_their_paths_bounds(certificates, announced):
+    """Those of one path, and the usual ones of another."""
+    options = {"limits": ServingLimits(body_bytes=1_000), "bodies": {"/length": BodyLimit(5_000, 30.0)}}
+    async with quick(certificates, **options) as house, client(house) as made:
+        for stream, path, size in ((1, "/length", 5_000), (3, "/length?x", 5_001), (5, "/other", 1_001)):
+            length = [("content-length", str(size))] if announced else []
+            made.connection.send_headers(stream, [*request(path, "POST"), *length])
+            made.connection.send_data(stream, b"x" * size, end_stream=True)
+            await made.flush()
+        await made.until(1, 3, 5)
+        assert made.status == {1: 200, 3: 413, 5: 413}
+
+
+async def test_bodies_on_the_way_share_a_bound(certificates):
+    """Four whole ones may be on the way at a time, in however many pieces of however many requests."""
+    async with quick(certificates, limits=ServingLimits(body_bytes=1_000)) as house, client(house) as made:
+        streams = range(1, 13, 2)
+        for stream in streams:
+            await made.ask(stream, "/length", "POST", end=False)
+        for stream in streams:
+            made.connection.send_data(stream, b"x" * 900)
+        await made.flush()
+        await made.until(*streams[4:])
+        assert made.status == dict.fromkeys(streams[4:], 413)
+        for stream in streams[:4]:
+            made.connection.end_stream(stream)
+        await made.flush()
+        await made.until(*streams)
+        assert {made.status[stream] for stream in streams[:4]} == {200}
+
+
+@pytest.mark.parametrize("path", ["/wait", "/stream", "/endless"])
+async def test_reset_of_a_stream_reaches_its_handler(certificates, path):
+    """That one alone; the connection goes on."""
+    async with quick(certificates) as house, client(house) as made:
+        await made.ask(1, path)
+        await house.wait_for(lambda: house.events == ["began"])
+        made.connection.reset_stream(1)
+        await made.flush()
+        await house.wait_for(lambda: house.events == ["began", "ended"])
+        await made.ask(3)
+        await made.until(3)
+        assert made.status[3] == 200
+
+
+@pytest.mark.parametrize("leaves", ["its stream", "its connection"])
+async def test_handler_that_sends_on_regardless_freezes_nobody(certificates, leaves):
+    """A send to a stream that is gone raises, and lets others run."""
+    swallowed = 0
+
+    async def http(_scope, _receive, send):
+        nonlocal swallowed
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        while swallowed < 100_000:
+            try:
+                await send({"type": "http.response.body", "body": b"x" * 1_000, "more_body": True})
+            except OSError:
+                swallowed += 1
+        raise AssertionError("nobody else has run meanwhile")
+
+    async with quick(certificates, http=http) as house, house.websocket() as neighbour:
+        async with client(house) as made:
+            await made.ask(1)
+            while 1 not in made.bodies:
+                await made.read()
+            if leaves == "its stream":
+                made.connection.reset_stream(1)
+                await made.flush()
+                await house.wait_for(lambda: swallowed > 100)
+        await house.wait_for(lambda: swallowed > 100)
+        assert await neighbour.echo(b"still served") == b"still served"

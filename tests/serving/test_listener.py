@@ -2,7 +2,9 @@
 
 import json
 import logging
+import resource
 import socket
+from contextlib import AsyncExitStack
 
 import pytest
 import trio
@@ -84,6 +86,51 @@ async def test_connections_in_all():
         status, head, _ = await peer.response()
         assert status == 503
         assert b"retry-after" in head
+
+
+async def test_many_connections_too_many():
+    """Only so many are told at the same time; the others are closed, since being told takes a task."""
+    async with serving(ServingLimits(connections=1, close_seconds=60)) as house, AsyncExitStack() as stack:
+        peers = [await stack.enter_async_context(house.connect()) for _ in range(80)]
+        await house.wait_for(lambda: house.statistics.refused == 80)
+        assert [await peer.status() for peer in peers] == [503] * 64 + [0] * 16
+
+
+async def test_no_descriptor_is_left(caplog):
+    """Those who come wait, and are served when there is one again."""
+    usual = resource.getrlimit(resource.RLIMIT_NOFILE)
+    async with serving() as house:
+        with trio.socket.socket() as sock:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (0, usual[1]))
+            try:
+                await sock.connect(("127.0.0.1", house.port))
+                await house.wait_for(lambda: "cannot accept" in caplog.text)
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, usual)
+            peer = Peer(trio.SocketStream(sock))
+            await peer.send(GET + b"\r\n")
+            assert await peer.status() == 200
+
+
+async def test_somebody_is_told_of_each_limit():
+    """Of each connection and each request that is turned away, with its address."""
+    told = []
+    limits = ServingLimits(connections=2, requests_per_second=0.001, request_burst=1)
+    async with serving(limits, on_limit=lambda *limit: told.append(limit)) as house, house.connect() as peer:
+        await peer.send(GET + b"\r\n")
+        assert await peer.status() == 429
+        async with house.connect() as other:
+            assert await other.status() == 503
+    assert told == [("rate", "127.0.0.1"), ("connections", "127.0.0.1")]
+
+
+@pytest.mark.parametrize(("trusted", "address"), [([], "unix"), (["unix"], "203.0.113.7")])
+async def test_proxy_on_a_unix_socket(tmp_path, trusted, address):
+    """It is believed if unix sockets are trusted, and nameless else."""
+    path = tmp_path / "house.sock"
+    async with serving(host=None, unix_path=path, trusted_proxies=trusted) as house, house.connect() as peer:
+        await peer.send(GET.replace(b"/ ", b"/client ") + b"X-Forwarded-For: 203.0.113.7\r\n\r\n")
+        assert json.loads((await peer.response())[2])["address"] == address
 
 
 async def test_forwarded_headers_are_nobodys_word():

@@ -170,13 +170,17 @@ async def test_compression_bombs():
         await stays_flat(server, 10, behave, 30)
 
 
-async def test_peers_that_never_read():
+@pytest.mark.parametrize("what", ["http", "websocket"])
+async def test_peers_that_never_read(what):
     """A hundred who ask for everything and read nothing; the bystander is answered meanwhile."""
     async with running() as server:
 
         async def behave() -> None:
-            async with server.websocket() as peer:
-                await peer.send(frame(b"flood me"))
+            async with server.connect() as peer:
+                if what == "http":
+                    await peer.send(b"GET /endless HTTP/1.1\r\nHost: test\r\n\r\n")
+                else:
+                    await peer.send(UPGRADE + b"\r\n" + frame(b"flood me"))
                 await trio.sleep_forever()
 
         await stays_flat(server, 100, behave, 3)

@@ -99,15 +99,17 @@ async def test_peer_that_never_reads_is_dropped(what, transport):
 
 
 @pytest.mark.parametrize(
-    ("data", "status"),
-    [(b"", 0), (GET, 408), (test_hostile_http1.POST + b"Content-Length: 9\r\n\r\nhalf", 408)],
+    ("data", "status", "seconds"),
+    [(b"", 0, 10), (GET, 408, 10), (test_hostile_http1.POST + b"Content-Length: 9\r\n\r\nhalf", 408, 30)],
 )
-async def test_slow_request(data, status, transport, autojump_clock):
+async def test_slow_request(data, status, seconds, transport, autojump_clock):
     """Silence, a slow head and a slow body meet their deadlines."""
     async with serving(**transport) as house, house.connect() as peer:
+        began = trio.current_time()
         if data:
             await peer.send(data)
         assert await peer.status() == status
+        assert trio.current_time() - began == pytest.approx(seconds, abs=1)
         await house.wait_alone()
 
 
