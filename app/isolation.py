@@ -58,7 +58,7 @@ SHARED: Final = (
     ToolRegistry,
     ToolThreads,  # by user
     Toolbox,  # what servers offer to everybody, and links by the socket that owns them
-    Workbench,  # threads, by user
+    Workbench,  # places for queries, by user
     Places,  # how many connections there may be
     Dispatch,  # handles frames of any session, and keeps none
     Feeds,

@@ -1,4 +1,4 @@
-"""DuckDB, as it is used in a worker thread: a connection in memory for one call, closed to everything else.
+"""DuckDB, as it is used in a process of its own: a connection in memory for one call, closed to everything else.
 
 The tables are read from files that we wrote. Then the connection loses, for good, the right to read or write
 anything outside of its memory (`enable_external_access`, `lock_configuration`;
@@ -8,6 +8,7 @@ https://duckdb.org/docs/stable/operations_manual/securing_duckdb/overview), and 
 from __future__ import annotations
 
 import math
+import re
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
@@ -19,35 +20,42 @@ from nurseries.errors import CallerError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
 
     from duckdb import DuckDBPyConnection
-
-    from app.tools.analysis.settings import FileSettings
 
 MAX_COLUMNS: Final = 500
 MAX_MESSAGE: Final = 500
 MAX_TEXT: Final = 2000
 """Characters of one value that are shown."""
 
+MAX_NAMES: Final = 256 * 1024
+"""Characters of the names and types of all columns of a file."""
+
+MAX_ROWS: Final = 1024 * 1024
+"""Characters of the rows of a result, about; a tool's result keeps far less."""
+
+_MAX_INTEGER: Final = 2**53  # beyond it a JSON number loses digits in JavaScript
+
 _RESULT: Final = "nurseries_result"
-_SHORT: Final = (
-    "BOOLEAN",
-    "TINYINT",
-    "SMALLINT",
-    "INTEGER",
-    "BIGINT",
-    "HUGEINT",
-    "UTINYINT",
-    "USMALLINT",
-    "UINTEGER",
-    "UBIGINT",
-    "UHUGEINT",
-    "FLOAT",
-    "DOUBLE",
-    "DECIMAL",
-    "DATE",
-    "TIME",
+_SHORT: Final = frozenset(
+    {
+        "BOOLEAN",
+        "TINYINT",
+        "SMALLINT",
+        "INTEGER",
+        "BIGINT",
+        "HUGEINT",
+        "UTINYINT",
+        "USMALLINT",
+        "UINTEGER",
+        "UBIGINT",
+        "UHUGEINT",
+        "FLOAT",
+        "DOUBLE",
+        "DATE",
+        "TIME",
+        "TIMESTAMP",
+    }
 )
 READERS: Final[Mapping[str, str]] = MappingProxyType(
     {"csv": "read_csv(?, sample_size = 20480)", "parquet": "read_parquet(?)"}
@@ -72,7 +80,7 @@ class Source:
 
     table: str
     kind: str
-    path: Path
+    path: str
 
 
 @attrs.frozen
@@ -84,20 +92,17 @@ class Result:
     truncated: bool
 
 
+@attrs.frozen
 class Duck:
-    """A connection, from its making to its end. `interrupt` may be called from any thread."""
+    """Makes a connection for each call.
 
-    def __init__(self, settings: FileSettings) -> None:
-        self._settings = settings
-        self._connection: DuckDBPyConnection | None = None
-        self._interrupted = False
+    Attributes:
+        memory: bytes that a query may take.
+        rows: of a result that are told.
+    """
 
-    def interrupt(self) -> None:
-        """End what runs now, and everything that comes after it."""
-        self._interrupted = True
-        connection = self._connection
-        if connection is not None:
-            connection.interrupt()
+    memory: int
+    rows: int
 
     def describe(self, source: Source) -> tuple[list[tuple[str, str]], int]:
         """Return the columns of a file and how many rows it has.
@@ -112,6 +117,8 @@ class Duck:
             ]
             if len(columns) > MAX_COLUMNS:
                 raise BadFile("file", f"it has {len(columns)} columns; at most {MAX_COLUMNS} are taken")
+            if sum(len(name) + len(kind) for name, kind in columns) > MAX_NAMES:
+                raise BadFile("file", f"the names of its columns are longer than {MAX_NAMES} characters")
             counted = connection.execute(f"SELECT count(*) FROM {quoted(source.table)}").fetchone()  # noqa: S608  # quoted
             assert counted is not None
             return columns, int(counted[0])
@@ -128,22 +135,16 @@ class Duck:
             BadQuery: it is not one SELECT, or DuckDB refuses it.
         """
         with self._loaded(sources) as connection:
-            return self._result(connection, sql, self._settings.rows)
+            return self._result(connection, sql, self.rows)
 
     @contextmanager
     def _loaded(self, sources: Sequence[Source]) -> Iterator[DuckDBPyConnection]:
-        with _connect(self._settings) as connection:
-            self._connection = connection
-            try:
-                self._check()
-                for source in sources:
-                    self._load(connection, source)
-                    self._check()
-                connection.execute("SET enable_external_access = false")
-                connection.execute("SET lock_configuration = true")
-                yield connection
-            finally:
-                self._connection = None
+        with self._connect() as connection:
+            for source in sources:
+                self._load(connection, source)
+            connection.execute("SET enable_external_access = false")
+            connection.execute("SET lock_configuration = true")
+            yield connection
 
     def _load(self, connection: DuckDBPyConnection, source: Source) -> None:
         import duckdb  # noqa: PLC0415  # as above
@@ -152,13 +153,12 @@ class Duck:
         try:
             connection.execute(
                 f"CREATE TABLE {quoted(source.table)} AS SELECT * FROM {reader}",  # noqa: S608  # quoted, and ours
-                [str(source.path)],
+                [source.path],
             )
         except duckdb.OutOfMemoryException:
-            raise BadFile("file", f"unpacked it takes more than {self._settings.memory} bytes") from None
+            raise BadFile("file", f"unpacked it takes more than {self.memory} bytes") from None
         except duckdb.Error as error:
-            self._check()
-            raise BadFile("file", _words(error).replace(str(source.path), source.table)) from None
+            raise BadFile("file", _words(error).replace(source.path, source.table)) from None
 
     def _result(self, connection: DuckDBPyConnection, sql: str, most: int) -> Result:
         import duckdb  # noqa: PLC0415  # as above
@@ -175,57 +175,55 @@ class Duck:
             shown = ", ".join(_shortened(name, kind) for name, kind in columns)
             rows = connection.execute(f"SELECT {shown} FROM {_RESULT}").fetchall()  # noqa: S608  # quoted
         except duckdb.OutOfMemoryException:
-            raise BadQuery(f"it needs more than {self._settings.memory} bytes of memory") from None
-        except duckdb.Error as error:
-            self._check()
-            raise BadQuery(_words(error)) from None
-        return Result(
-            tuple(columns), [[_json(value) for value in row] for row in rows[:most]], len(rows) > most
-        )
-
-    def _check(self) -> None:
-        """An interrupt between two statements is not seen by DuckDB."""
-        if self._interrupted:
-            raise BadQuery("it was interrupted")
-
-
-def tables_of(settings: FileSettings, sql: str) -> set[str]:
-    """Return the names that a query reads from.
-
-    Raises:
-        BadQuery: it is not one SELECT.
-    """
-    import duckdb  # noqa: PLC0415  # as above
-
-    with _connect(settings) as connection:
-        connection.execute("SET enable_external_access = false")
-        try:
-            statements = connection.extract_statements(sql)
-            if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
-                raise BadQuery("only a single SELECT can be run here")
-            return set(connection.get_table_names(sql))
+            raise BadQuery(f"it needs more than {self.memory} bytes of memory") from None
         except duckdb.Error as error:
             raise BadQuery(_words(error)) from None
+        told: list[list[Any]] = []
+        room = MAX_ROWS
+        for row in rows[:most]:
+            values = [_json(value) for value in row]
+            room -= sum(len(str(value)) for value in values)
+            if room < 0:
+                break
+            told.append(values)
+        return Result(tuple(columns), told, len(rows) > len(told))
 
+    def tables(self, sql: str) -> list[str]:
+        """Return the names that a query reads from.
 
-def _connect(settings: FileSettings) -> DuckDBPyConnection:
-    import duckdb  # noqa: PLC0415  # a fifth of a second, for those who use it
+        Raises:
+            BadQuery: it is not one SELECT.
+        """
+        import duckdb  # noqa: PLC0415  # as above
 
-    config: dict[str, Any] = {
-        "memory_limit": f"{settings.memory}B",
-        "threads": 1,
-        "temp_directory": "",
-        "autoinstall_known_extensions": "false",
-        "autoload_known_extensions": "false",
-        "allow_community_extensions": "false",
-    }
-    return duckdb.connect(":memory:", config=config)
+        with self._connect() as connection:
+            connection.execute("SET enable_external_access = false")
+            try:
+                statements = connection.extract_statements(sql)
+                if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
+                    raise BadQuery("only a single SELECT can be run here")
+                return sorted(connection.get_table_names(sql))
+            except duckdb.Error as error:
+                raise BadQuery(_words(error)) from None
+
+    def _connect(self) -> DuckDBPyConnection:
+        import duckdb  # noqa: PLC0415  # only where it is used, which is not in the server's process
+
+        config: dict[str, Any] = {
+            "memory_limit": f"{self.memory}B",
+            "threads": 1,
+            "temp_directory": "",
+            "autoinstall_known_extensions": "false",
+            "autoload_known_extensions": "false",
+            "allow_community_extensions": "false",
+        }
+        return duckdb.connect(":memory:", config=config)
 
 
 def _shortened(name: str, kind: str) -> str:
     """Return a column as it is fetched: what may be long as text of a bounded length."""
     column = quoted(name)
-    if kind.startswith(_SHORT):
+    if kind in _SHORT or re.fullmatch(r"DECIMAL\(\d+,\d+\)", kind):
         return column
     text = f"CAST({column} AS VARCHAR)"
     return f"CASE WHEN length({text}) > {MAX_TEXT} THEN left({text}, {MAX_TEXT}) || '…' ELSE {text} END"
@@ -250,6 +248,5 @@ def _json(value: Any) -> Any:
         return {str(key): _json(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
         return [_json(each) for each in value]
-    if value is None or isinstance(value, str | int | float | bool):
-        return value
-    return str(value)
+    small = isinstance(value, int) and abs(value) <= _MAX_INTEGER
+    return value if value is None or small or isinstance(value, str | float) else str(value)
