@@ -127,8 +127,8 @@ async def test_rate_of_an_address(certificates, autojump_clock):
         assert sorted(made.status.values()) == [200, 429, 429]
 
 
-async def test_drain(certificates):
-    """Draining refuses new streams, completes the others, and says GOAWAY."""
+async def test_drain(certificates, autojump_clock):
+    """Draining refuses new streams, completes the others, and says GOAWAY; to who has none, at once."""
     answer = trio.Event()
 
     async def http(scope, receive, send):
@@ -136,10 +136,17 @@ async def test_drain(certificates):
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
         await send({"type": "http.response.body", "body": b"ok"})
 
-    async with quick(certificates, http=http) as house, client(house) as made:
+    async with (
+        quick(certificates, http=http, limits=ServingLimits()) as house,
+        client(house) as made,
+        client(house) as idle,
+    ):
         await made.ask(1)
         await house.wait_for(lambda: house.statistics.requests == 1)
+        began = trio.current_time()
         house.listener.drain()
+        while idle.terminated is None:
+            await idle.read()
         await made.ask(3)
         while 3 not in made.reset:
             await made.read()
@@ -148,6 +155,7 @@ async def test_drain(certificates):
         assert made.status == {1: 200}
         while made.terminated is None:
             await made.read()
+        assert trio.current_time() - began < 1
 
 
 async def test_disconnect_reaches_the_handlers(certificates):

@@ -95,6 +95,7 @@ async def test_heads_that_are_too_large(certificates):
         await made.flush()
         await made.until(1)
         assert made.status == {1: 431}
+        assert made.connection.remote_settings.max_header_list_size == 20_000
         made.connection.send_headers(3, [*request(), *large], end_stream=True)
         await made.flush()
         while made.terminated is None:
