@@ -141,6 +141,8 @@ def misdelivery(connection_id: str, event: Event) -> SecurityEvent:
 def finding(found: Finding) -> SecurityEvent:
     """Return what is told of state that two users share."""
     (one, way), (other, _) = found.paths[:2]
+    # The end of the way names the place; its beginning is the same for all that an agent holds.
+    way = way if len(way) <= MAX_CHARACTERS else "..." + way[3 - MAX_CHARACTERS :]
     details = {"held": found.kind, "type": found.type, "path": way}
     return SecurityEvent("isolation_finding", one, other, details=details)
 

@@ -5,7 +5,7 @@ import pytest
 import trio
 
 from app.audit.entry import Suspicion
-from app.audit.event import finding, misdelivery
+from app.audit.event import MAX_CHARACTERS, finding, misdelivery
 from app.audit.refusals import Caller, Refusals
 from app.chat.calls import open_call
 from app.chat.journal import Journal
@@ -139,6 +139,15 @@ def test_what_the_guards_of_isolation_find(told):
     assert first.details == {"seq": 7, "type": "message_delta"}
     assert (second.kind, second.user_id, second.presented_by) == ("isolation_finding", ANN, THREAD)
     assert "secret" not in repr(told.events)
+
+
+def test_a_long_way_to_shared_state_is_told_by_its_end():
+    """There is the variable; the beginning is the way that all runs take."""
+    way = "run() > " * 40 + "class attribute notes: list"
+    path = finding(Finding("class attribute", "list", ((ANN, way), (THREAD, way)))).details["path"]
+    assert len(path) == MAX_CHARACTERS
+    assert path.startswith("...")
+    assert path.endswith("class attribute notes: list")
 
 
 class Starved(Agent):
