@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from nurseries.postgres.account import Account
 
 _PR_SET_PDEATHSIG: Final = 1
+_LOOK_SECONDS: Final = 0.1  # between two looks, where there is nothing to wait on
 
 
 class ChildProcess:
@@ -109,7 +110,10 @@ class ChildProcess:
         """Wait until it has ended, and return its exit status. Any number of tasks may wait."""
         await trio.lowlevel.checkpoint()
         while (status := self.status) is None:
-            await wait_ended(self.pid)
+            try:
+                await wait_ended(self.pid)
+            except OSError:  # we have as many descriptors as we may have
+                await trio.sleep(_LOOK_SECONDS)
         return status
 
     def kill_group(self) -> None:

@@ -119,7 +119,10 @@ class EmbeddedPostgres:
         while True:
             with trio.move_on_after(_LOG_CHECK_SECONDS):
                 return await self.wait()
-            self._cluster.bound_log()
+            try:
+                self._cluster.bound_log()
+            except OSError as error:  # it was taken away, or the disk is full: no reason to end a server
+                logger.warning("the log of PostgreSQL cannot be set aside: %s", error)
 
     async def start(self) -> None:
         """Start it and wait until it takes connections (`open_embedded` and `supervise` do).

@@ -1,6 +1,7 @@
 """The embedded PostgreSQL through its life: made, used, stopped, killed, crashed, and in the wrong place."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -233,6 +234,18 @@ async def test_the_log_stays_short(data_dir, monkeypatch):
         assert (data_dir / "postgres.log").stat().st_mode & 0o777 == 0o600
 
 
+async def test_a_log_that_is_taken_away_ends_nothing(data_dir, monkeypatch, caplog):
+    """Supervision says so at each look, and goes on."""
+    monkeypatch.setattr(embedded, "_LOG_CHECK_SECONDS", 0.001)
+    async with open_embedded(data_dir) as postgres, trio.open_nursery() as nursery:
+        (data_dir / "postgres.log").unlink()
+        nursery.start_soon(postgres.supervise)
+        with trio.fail_after(30):
+            while caplog.text.count("cannot be set aside") < 3:
+                await trio.lowlevel.checkpoint()
+        nursery.cancel_scope.cancel()
+
+
 async def test_a_long_path(data_dir):
     """Where a socket's path would be longer than the kernel takes, the socket lies elsewhere, for its time."""
     long = data_dir.with_name("x" * 120)
@@ -287,3 +300,33 @@ async def test_the_child_dies_with_its_parent_before_it_has_begun(tmp_path):
         )
         assert await child.wait() == 0
     assert (tmp_path / "log").read_text() == f"{signal.SIGUSR1.value}\n"
+
+
+async def test_a_child_is_waited_for_without_a_descriptor():
+    """Who has as many as there may be looks now and then instead."""
+    child = ChildProcess(
+        [sys.executable, "-c", "input()"],
+        environment={},
+        log=subprocess.DEVNULL,
+        death_signal=signal.SIGKILL,
+        pipes=True,
+    )
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    statuses = []
+
+    async def wait() -> None:
+        statuses.append(await child.wait())
+
+    async with child.stdin, child.stdout:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))  # fewer than are open
+        try:
+            with pytest.raises(OSError, match="Too many open files"):
+                await wait_ended(child.pid)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(wait)
+                await wait_all_tasks_blocked()
+                child.kill_group()
+                nursery.cancel_scope.deadline = trio.current_time() + 30
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert statuses == [-signal.SIGKILL]
