@@ -12,6 +12,7 @@ A service that fails takes the server down with its own error: half a server is 
 
 from __future__ import annotations
 
+import os
 import signal
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Final, Literal, Protocol
@@ -27,6 +28,11 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
     from nurseries.session import Session
+
+    GiveUp = Callable[[Sequence[str]], None]
+
+GIVE_UP_SECONDS: Final = 5 * CLEANUP_SECONDS
+"""From the cancellation of what ran to the end of the last task, each of its steps having taken all its time."""
 
 RETRY_AFTER_DRAIN: Final = 5.0
 RETRY_AFTER_SESSIONS: Final = 5.0
@@ -124,13 +130,22 @@ class Server:
         requests: the nursery of the requests that outlive their socket; set while the server runs.
     """
 
-    def __init__(self, *, drain_seconds: float = 20.0) -> None:
+    def __init__(self, *, drain_seconds: float = 20.0, give_up: GiveUp | None = None) -> None:
+        """Make a server.
+
+        Args:
+            drain_seconds: how long a drain waits for what runs.
+            give_up: called with the names of the requests that have not ended where a drain cannot come to its
+                end; by default it ends the process.
+        """
         self.state: Literal["starting", "ready", "draining", "stopped"] = "starting"
         self.sessions = Sessions()
         self.requests: trio.Nursery
         self._drain_seconds = drain_seconds
+        self._give_up = give_up or _end_process
         self._stop = trio.Event()
         self._patience = trio.CancelScope()
+        self._cancelled = trio.Event()
         self._hurried = False
         self._closing = False
         self._endless: set[Callable[[], None]] = set()
@@ -178,7 +193,11 @@ class Server:
         async with AsyncExitStack() as stack:
             for service in services:
                 await stack.enter_async_context(_running(service))
-            async with trio.open_nursery() as self.requests, trio.open_nursery() as listening:
+            async with (
+                self._bounded(),
+                trio.open_nursery() as self.requests,
+                trio.open_nursery() as listening,
+            ):
                 urls = await _bound(listening, listener)
                 self.state = "ready"
                 ready(urls)
@@ -198,6 +217,7 @@ class Server:
         self._patience.deadline = trio.current_time() + self._drain_seconds
         with self._patience:
             await work.wait_idle()
+        self._cancelled.set()
         work.cancel_all("shutdown")
         with trio.move_on_after(2 * CLEANUP_SECONDS):
             await work.wait_idle()
@@ -208,6 +228,24 @@ class Server:
         self.sessions.close_all(1012, "the server is restarting")
         with trio.move_on_after(2 * CLEANUP_SECONDS):
             await self.sessions.wait_none()
+
+    @asynccontextmanager
+    async def _bounded(self) -> AsyncIterator[None]:
+        """Give the body a bounded time once a drain has cancelled what ran.
+
+        A task that swallows its cancellation, or shields itself for ever, can be ended by nothing but the end of
+        the process. What it had in the database is then what a killed server leaves.
+        """
+
+        async def watch() -> None:
+            await self._cancelled.wait()
+            await trio.sleep(GIVE_UP_SECONDS)
+            self._give_up(sorted(task.name for task in self.requests.child_tasks))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(watch)
+            yield
+            nursery.cancel_scope.cancel()
 
     async def stop_on_signals(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Drain at the first SIGTERM or SIGINT, and without patience after the second. The outermost service.
@@ -223,6 +261,11 @@ class Server:
                     self._hurried = True
                     self._patience.cancel()
                 self.stop()
+
+
+def _end_process(names: Sequence[str]) -> None:
+    logger.critical("what was cancelled does not end; leaving it behind", requests=names)
+    os._exit(1)
 
 
 async def _bound(nursery: trio.Nursery, listener: Listener) -> list[str]:

@@ -173,3 +173,29 @@ async def test_a_drain_that_is_hurried_is_told_apart():
     with trio.fail_after(60), only(KeyboardInterrupt):
         await server.run([server.stop_on_signals], story.listener(), Busy(), ready=ready)
     assert story.told == ["listening", "shutdown"]
+
+
+async def test_a_request_that_cannot_be_ended_does_not_hold_up_the_end_for_ever(autojump_clock):
+    """One that swallows its cancellation is given up with its name, once everybody else has left."""
+    story, released, given_up = Story(), trio.Event(), []
+
+    async def deaf() -> None:
+        while not released.is_set():
+            with trio.CancelScope(shield=True):
+                await trio.sleep(1)
+
+    def give_up(names) -> None:
+        given_up.append((trio.current_time() - began, names))
+        released.set()
+
+    server = Server(drain_seconds=7, give_up=give_up)
+
+    def ready(urls: list[str]) -> None:
+        server.requests.start_soon(deaf, name="the deaf one")
+        server.stop()
+
+    began = trio.current_time()
+    await server.run([story.service("a")], story.listener(), Idle(), ready=ready)
+    ((seconds, names),) = given_up
+    assert (round(seconds), names) == (25, ["the deaf one"])
+    assert story.told == ["a started", "a ended"]

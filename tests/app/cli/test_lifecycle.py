@@ -40,6 +40,18 @@ class Gated(Agent):
             os.close(gate)
         await request.say(" is over")
         return Answer(request.said())
+
+class Deaf(Agent):
+    name = "deaf"
+    description = "Takes a cancellation for something to go on after."
+
+    async def run(self, request):
+        await request.say("waiting")
+        while True:
+            try:
+                await trio.sleep(1)
+            except trio.Cancelled:
+                pass
 """
 
 
@@ -201,6 +213,33 @@ async def test_second_signal_ends_the_embedded_database(data_dir, gate):
         assert await socket.close_code() == 1012
         assert await server.ended() == 130
     assert postgres_of(data_dir) == []
+
+
+async def test_an_agent_that_cannot_be_ended(data_dir, gate):
+    """It holds up the end for a bounded time, alone; what it left is what a killed server leaves."""
+    arguments = ("--data-dir", str(data_dir), "--agents", "gated_agents")
+    variables = {"GATE": str(gate), "NURSERIES_DRAIN_SECONDS": "0"}
+    log_file = gate.with_name("log")
+    async with (
+        served(log_file, *arguments, cwd=gate.parent, variables=variables) as server,
+        signed_up(server.url) as user,
+        signed_up(server.url) as other,
+        user.socket() as socket,
+        other.socket() as bystander,
+    ):
+        thread = await user.thread()
+        await socket.send(type="user_message", thread_id=thread, content="hello", agent="deaf")
+        run_id = (await socket.until("message_delta"))[-1]["run_id"]
+        server.signal(signal.SIGTERM)
+        assert await bystander.close_code() == 1012
+        assert await server.ended() == 1
+        assert (server.log()[-1]["level"], server.log()[-1]["requests"]) == ("critical", [f"run {run_id}"])
+    await postgres_gone(data_dir)
+    async with served(log_file, *arguments, cwd=gate.parent, variables=variables) as server:
+        headers = {"Authorization": f"Bearer {user.access_token}"}
+        async with httpx.AsyncClient(base_url=server.url, headers=headers) as http:
+            run = (await http.get(f"/v1/threads/{thread}/runs/{run_id}")).json()
+        assert run["status"] == "interrupted"
 
 
 async def test_signal_before_ready(database, tmp_path):
