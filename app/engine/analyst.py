@@ -14,9 +14,7 @@ if TYPE_CHECKING:
     from app.engine.request import AgentRequest, Answer
     from app.store.files import File
 
-NO_FILES: Final = (
-    "There is no file to analyse yet. Upload a CSV or Parquet file (`nurseries files add PATH`, or POST /v1/files), and ask again."
-)
+NO_FILES: Final = "There is no file to analyse yet. Upload a CSV or Parquet file (`nurseries files add PATH`, or POST /v1/files), and ask again."
 MAX_COLUMNS: Final = 50
 """Columns of one table that the model is told; the others it finds with a profile."""
 
