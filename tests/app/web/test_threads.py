@@ -162,6 +162,8 @@ async def test_page_parameters_are_checked(server, alice):
         problem(await alice.http.get(path, params={"user_id": MISSING}), 422, "invalid_field", "user_id")
         for limit in ("1", "200"):
             assert (await alice.http.get(path, params={"limit": limit})).status_code == 200
+        problem(await alice.http.get(f"{path}/x/y", params={"limit": "1"}), 404, "not_found")
+        problem(await alice.http.put(path, params={"limit": "1"}), 405, "method_not_allowed")
 
 
 async def test_an_idempotency_key_makes_one_thread(server, alice, bob):
