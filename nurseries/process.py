@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
 
 import trio
@@ -18,7 +19,6 @@ from nurseries.cleanup import cleanup_scope
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from nurseries.postgres.account import Account
 
@@ -64,6 +64,7 @@ class ChildProcess:
         Raises:
             OSError: it cannot be started.
         """
+        self._killed: set[int] = set()
         prctl = ctypes.CDLL(None).prctl
         us = os.getpid()
 
@@ -116,10 +117,16 @@ class ChildProcess:
                 await trio.sleep(_LOOK_SECONDS)
         return status
 
-    def kill_group(self) -> None:
+    def kill_session(self) -> None:
         """Kill it and all that it started, as far as they stayed in its session. Harmless when they are gone."""
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
+        with suppress(OSError):  # without a descriptor left, the others cannot be looked for
+            while pids := _session(self.pid) - self._killed:  # again, for what one of them started meanwhile
+                self._killed |= pids
+                for pid in pids:
+                    with suppress(ProcessLookupError, PermissionError):
+                        os.kill(pid, signal.SIGKILL)
 
     async def stop(self, *steps: tuple[signal.Signals, float]) -> int | None:
         """End it: send each signal in turn and give it that many seconds to work.
@@ -134,6 +141,19 @@ class ChildProcess:
                 await self.wait()
         await trio.lowlevel.cancel_shielded_checkpoint()
         return self.status
+
+
+def _session(leader: int) -> set[int]:
+    """Return the processes of a session, which may outlive its leader (proc_pid_stat(5))."""
+    found = set()
+    for entry in os.scandir("/proc"):
+        if entry.name.isdigit():
+            with suppress(OSError):  # it has ended meanwhile
+                # The name of the program stands in brackets, and may hold anything.
+                fields = Path(entry.path, "stat").read_bytes().rpartition(b")")[2].split()
+                if int(fields[3]) == leader:
+                    found.add(int(entry.name))
+    return found
 
 
 async def wait_ended(pid: int) -> None:

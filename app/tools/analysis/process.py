@@ -102,5 +102,5 @@ async def open_duck(settings: FileSettings) -> AsyncIterator[DuckProcess]:
         async with process.stdin, process.stdout:
             yield DuckProcess(process, settings.memory)
     finally:
-        process.kill_group()
+        process.kill_session()
         await process.stop((signal.SIGKILL, KILL_SECONDS))

@@ -58,7 +58,7 @@ async def child_transport(server: McpServer, credential: str | None) -> AsyncIte
         async with process.stdin, process.stdout:
             yield _Reader(process.stdout, server.message_bytes), _Writer(process.stdin)
     finally:
-        process.kill_group()
+        process.kill_session()
         await process.stop((signal.SIGKILL, KILL_SECONDS))
 
 

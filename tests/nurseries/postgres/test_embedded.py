@@ -325,8 +325,26 @@ async def test_a_child_is_waited_for_without_a_descriptor():
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(wait)
                 await wait_all_tasks_blocked()
-                child.kill_group()
+                child.kill_session()
                 nursery.cancel_scope.deadline = trio.current_time() + 30
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert statuses == [-signal.SIGKILL]
+
+
+async def test_what_a_child_started_is_killed_with_it():
+    """Also what has a process group of its own, as the jobs of a shell do."""
+    script = "import os, time\nif os.fork() == 0:\n    os.setpgid(0, 0)\n    os.write(1, b'%d' % os.getpid())\ntime.sleep(600)"
+    child = ChildProcess(
+        [sys.executable, "-c", script],
+        environment={},
+        log=subprocess.DEVNULL,
+        death_signal=signal.SIGKILL,
+        pipes=True,
+    )
+    async with child.stdin, child.stdout:
+        grandchild = int(await child.stdout.receive_some())
+        child.kill_session()
+        with trio.fail_after(30):
+            await wait_ended(grandchild)
+    assert await child.wait() == -signal.SIGKILL
