@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -13,7 +14,7 @@ from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.http import parse_options_header
 from werkzeug.sansio.multipart import Data, Epilogue, Field, File, MultipartDecoder, NeedData
 
-from app.errors import InvalidField, TooLarge
+from app.errors import Busy, InvalidField, TooLarge
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,6 +26,9 @@ HEADER_BYTES: Final = 16 * 1024
 
 BUFFER_BYTES: Final = 1024 * 1024
 """What the decoder may hold; the serving layer hands on far less at a time."""
+
+RETRY_AFTER: Final = 30.0
+_NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE})
 
 
 @attrs.frozen
@@ -38,9 +42,18 @@ class Upload:
 
 @contextmanager
 def upload_file() -> Iterator[_TemporaryFileWrapper[bytes]]:
-    """Have a file for an upload, which is gone at the end of the block."""
-    with NamedTemporaryFile(prefix="nurseries-upload-") as file:
-        yield file
+    """Have a file for an upload, which is gone at the end of the block.
+
+    Raises:
+        Busy: there is no room for it just now.
+    """
+    try:
+        with NamedTemporaryFile(prefix="nurseries-upload-") as file:
+            yield file
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        raise Busy("there is no room for a file just now", retry_after=RETRY_AFTER) from error
 
 
 async def receive(target: _TemporaryFileWrapper[bytes], most: int) -> Upload:

@@ -328,6 +328,20 @@ async def test_the_audit_finds_nothing_shared_between_two_analysts(alice, bob, d
         assert report["findings"] == []
 
 
+async def test_an_upload_without_room_is_asked_to_come_back(alice, monkeypatch):
+    """503 where the disk for temporary files is full; nothing is stored, and later it is."""
+
+    def full(**_options):
+        return Path("/dev/full").open("wb", buffering=0)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("app.web.uploads.NamedTemporaryFile", full)
+        refused = await upload(alice, "a.csv", SALES)
+        assert (refused.status_code, "retry-after" in refused.headers) == (503, True)
+    assert (await alice.http.get("/v1/files")).json() == {"files": []}
+    assert (await upload(alice, "a.csv", SALES)).status_code == 201
+
+
 async def test_too_many_uploads_at_once_are_asked_to_come_back(database):
     """503 with Retry-After while the only place is taken, and room again afterwards."""
     async with (
