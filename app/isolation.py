@@ -30,8 +30,7 @@ from app.tools.threads import ToolThreads
 from app.web.feeds import Feeds
 from app.web.health import Vitals
 from app.web.socket import SocketEndpoint
-from nurseries.infrastructure import KERNEL
-from nurseries.roots import open_now
+from nurseries.inspect import KERNEL, Infrastructure, open_now
 from nurseries.serving import Listener
 
 if TYPE_CHECKING:
@@ -40,7 +39,6 @@ if TYPE_CHECKING:
     import trio
 
     from nurseries.events import Streams
-    from nurseries.kinds import Infrastructure
     from nurseries.request import Kernel
     from nurseries.session import Session
 

@@ -13,8 +13,7 @@ import attrs
 import structlog
 import trio
 
-from nurseries.inspect import live_tasks
-from nurseries.orphans import Orphan, find_orphans, kept_contexts
+from nurseries.inspect import Orphan, find_orphans, kept_contexts, live_tasks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

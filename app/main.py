@@ -44,9 +44,9 @@ from app.web.health import Vitals
 from app.web.metrics import rss_bytes
 from app.web.socket import SocketBounds, SocketEndpoint
 from app.web.uploads import HEADER_BYTES
-from nurseries.audit import Audit, AuditBounds
 from nurseries.budgets import Budget, BudgetLimits
 from nurseries.events import Streams
+from nurseries.inspect import Audit, AuditBounds
 from nurseries.isolation import Isolation
 from nurseries.postgres.pool import Pool, PoolLimits, open_pool
 from nurseries.postgres.scoped import Database

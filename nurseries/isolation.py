@@ -10,9 +10,8 @@ import structlog
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from nurseries.audit import Report
     from nurseries.events import Event
-    from nurseries.sharing import Finding
+    from nurseries.inspect import Finding, Report
 
 MAX_KNOWN: Final = 1000
 """How many different findings are told apart; what comes after these is counted each time that it is found."""

@@ -14,7 +14,7 @@ import structlog
 
 if TYPE_CHECKING:
     from nurseries.events import Event
-    from nurseries.sharing import Finding
+    from nurseries.inspect import Finding
 
 Kind = Literal[
     # who comes and goes

@@ -23,8 +23,7 @@ from app.isolation import open_scopes, shared_by_design
 from app.main import make_catalog, open_pools
 from app.settings import Settings
 from nurseries.groups import alone
-from nurseries.roots import roots_of
-from nurseries.sharing import shared_between
+from nurseries.inspect import Finding, roots_of, shared_between
 from nurseries.testing.isolation import listing
 
 if TYPE_CHECKING:
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
     from app.engine.engine import Catalog
     from app.main import Pools
     from app.testing.database import Database
-    from nurseries.sharing import Finding
 
 
 @attrs.frozen(eq=False)

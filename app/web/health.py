@@ -14,7 +14,7 @@ from app.web.bodies import json_response
 from app.web.metrics import exposition, process_memory
 from app.web.problems import problem
 from nurseries.errors import NurseriesError, PoolExhausted
-from nurseries.orphans import HEALTH
+from nurseries.inspect.orphans import HEALTH
 from nurseries.postgres.scoped import Database
 
 if TYPE_CHECKING:
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from app.chat.runs import Runs
     from app.engine.models.cascade import ModelStatistics
     from app.leaks import Leaks
-    from nurseries.audit import Audit
     from nurseries.events import Streams
+    from nurseries.inspect import Audit
     from nurseries.isolation import Isolation
     from nurseries.postgres.pool import Pool
     from nurseries.request import Kernel

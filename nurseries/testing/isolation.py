@@ -4,15 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nurseries.infrastructure import KERNEL
-from nurseries.roots import roots_of
-from nurseries.sharing import shared_between
+from nurseries.inspect import KERNEL, Finding, Infrastructure, roots_of, shared_between
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from nurseries.kinds import Infrastructure
-    from nurseries.sharing import Finding
 
 
 def assert_isolated(a: object, b: object, *, infrastructure: Infrastructure = KERNEL) -> None:
@@ -21,7 +16,7 @@ def assert_isolated(a: object, b: object, *, infrastructure: Infrastructure = KE
     Args:
         a: a request, a session, an agent, or anything else that belongs to one user.
         b: the like of another user.
-        infrastructure: what they may share; `nurseries.reach` says what is looked into.
+        infrastructure: what they may share; `nurseries.inspect.reach` says what is looked into.
 
     Raises:
         AssertionError: there is something; the message has the way to it from either side.

@@ -12,7 +12,7 @@ import trio.testing
 from app.leaks import FLOOR_BYTES, Leaks
 from nurseries.budgets import Lease
 from nurseries.ids import new_id
-from nurseries.orphans import Orphan, find_orphans
+from nurseries.inspect import Orphan, find_orphans
 from nurseries.request import open_child, open_request
 from nurseries.server import Server
 from tests.fixtures.house import running_server, signed_up

@@ -13,12 +13,10 @@ import app.main
 from app.web.health import Vitals
 from nurseries.budgets import Budget, BudgetLimits
 from nurseries.events import MemoryLog, Streams
-from nurseries.infrastructure import KERNEL
+from nurseries.inspect import KERNEL, Finding, roots_of, shared_between
 from nurseries.postgres.pool import PoolLimits, open_pool
 from nurseries.request import Kernel, Live
-from nurseries.roots import roots_of
 from nurseries.serving import ServingLimits
-from nurseries.sharing import Finding, shared_between
 from tests.app.conftest import House
 from tests.fixtures.house import User, running_server, signed_up
 from tests.scenarios import agents

@@ -31,10 +31,10 @@ from nurseries.context import UserContext
 from nurseries.errors import DatabaseUnavailable, Draining, PoolExhausted, TooManySessions
 from nurseries.events import Origin, Streams
 from nurseries.ids import new_id
+from nurseries.inspect import Finding
 from nurseries.postgres.pool import PoolLimits, open_pool
 from nurseries.postgres.scoped import Database
 from nurseries.request import Failure, Kernel
-from nurseries.sharing import Finding
 
 ANN, THREAD, RUN = new_id(), new_id(), new_id()
 

@@ -8,9 +8,7 @@ import trio
 from app.agents import Agent, Member, Parameters, Supervisor, Tool
 from app.engine.model import TextPiece, ToolCall
 from app.isolation import SHARED
-from nurseries.infrastructure import KERNEL
-from nurseries.roots import roots_of
-from nurseries.sharing import shared_between
+from nurseries.inspect import KERNEL, roots_of, shared_between
 from tests.app.chat.life import StepModel, living, read_log
 from tests.app.chat.test_approvals import asked, decide
 

@@ -10,10 +10,8 @@ from app.engine.engine import run_agent
 from app.engine.model import TextPiece, ThinkingPiece, ToolCall, ToolTurn, Usage
 from app.engine.registry import AgentRegistry
 from app.isolation import SHARED
-from nurseries.infrastructure import KERNEL
+from nurseries.inspect import KERNEL, roots_of, shared_between
 from nurseries.request import open_request
-from nurseries.roots import roots_of
-from nurseries.sharing import shared_between
 from tests.app.engine.playing import catalog_of, play
 
 

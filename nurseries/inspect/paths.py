@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import attrs
 
-from nurseries.kinds import is_own_dict, own_dict
-from nurseries.reach import Reach, content
+from nurseries.inspect.kinds import is_own_dict, own_dict
+from nurseries.inspect.reach import Reach, content
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

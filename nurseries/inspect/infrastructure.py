@@ -13,8 +13,8 @@ from psycopg.types import TypesRegistry
 from nurseries.breaker import Breaker
 from nurseries.budgets import Budget
 from nurseries.events import MemoryLog, Streams
+from nurseries.inspect.kinds import Infrastructure
 from nurseries.isolation import Isolation
-from nurseries.kinds import Infrastructure
 from nurseries.postgres.pool import Pool
 from nurseries.request import Kernel, Live
 from nurseries.server import Server, Sessions

@@ -14,8 +14,8 @@ import structlog
 import trio
 
 from nurseries.frozen import deep_freeze
-from nurseries.infrastructure import KERNEL
-from nurseries.sharing import MAX_FINDINGS, TooManyObjects, shared_between
+from nurseries.inspect import KERNEL, TooManyObjects, shared_between
+from nurseries.inspect.sharing import MAX_FINDINGS
 
 CACHE = {}
 SHELF = types.ModuleType("shelf")

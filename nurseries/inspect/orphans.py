@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import attrs
 import trio
 
-from nurseries.kinds import is_library
+from nurseries.inspect.kinds import is_library
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -9,7 +9,7 @@ Not looked into, and why:
 - What a function finds by a name that is no part of its code (`getattr(module, name)`, `globals()[name]`,
   `sys.modules`), and what it assigns to a class (`Agent.last = text`): no object says so.
 - Tasks and nurseries: the scheduler ties all tasks of a process into one tree. They are walked where they belong
-  to a request, from their coroutines down; see `nurseries.roots`.
+  to a request, from their coroutines down; see `nurseries.inspect.roots`.
 - Frames of methods of declared infrastructure, and library code below them: what these hold is the
   infrastructure's own, such as the event that tells all of a batch's writers that it is committed.
 - Weak references, and finished frames in a traceback.
@@ -29,14 +29,14 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 import trio
 
-from nurseries.kinds import SHELL, STATE, Kinds, is_own_dict
-from nurseries.mentions import Mentions
+from nurseries.inspect.kinds import SHELL, STATE, Kinds, is_own_dict
+from nurseries.inspect.mentions import Mentions
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from types import CodeType
 
-    from nurseries.kinds import Infrastructure
+    from nurseries.inspect.kinds import Infrastructure
 
 SUSPENDABLE: Final = (types.CoroutineType, types.GeneratorType, types.AsyncGeneratorType)
 

@@ -15,15 +15,15 @@ import attrs
 import structlog
 import trio
 
-from nurseries.reach import Reach
-from nurseries.roots import roots_of
-from nurseries.sharing import Finding, TooManyObjects, Walk, shared_between
+from nurseries.inspect.reach import Reach
+from nurseries.inspect.roots import roots_of
+from nurseries.inspect.sharing import Finding, TooManyObjects, Walk, shared_between
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
+    from nurseries.inspect.kinds import Infrastructure
     from nurseries.isolation import Isolation
-    from nurseries.kinds import Infrastructure
 
     Scopes = Mapping[str, Iterable[object]]
 

@@ -6,9 +6,8 @@ import types
 import pytest
 import trio
 
-from nurseries import audit as audit_module
-from nurseries.audit import Audit, AuditBounds
-from nurseries.infrastructure import KERNEL
+from nurseries.inspect import KERNEL, Audit, AuditBounds
+from nurseries.inspect import audit as audit_module
 from nurseries.isolation import Isolation
 
 WIDE = AuditBounds(objects=100_000, seconds=60)

@@ -10,12 +10,11 @@ from nurseries.budgets import Budget, BudgetLimits
 from nurseries.context import UserContext
 from nurseries.events import MemoryLog, Streams
 from nurseries.ids import new_id
+from nurseries.inspect import open_now, roots_of, shared_between
 from nurseries.isolation import Isolation
 from nurseries.postgres.pool import open_pool
 from nurseries.request import Kernel, open_request
-from nurseries.roots import open_now, roots_of
 from nurseries.session import Session
-from nurseries.sharing import shared_between
 
 VARIABLE = ContextVar("variable")
 SHELF = logging.getLogger("shelf")  # declared as shared, so that nobody reaches by it what lies there

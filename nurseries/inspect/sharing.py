@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Final
 
 import attrs
 
-from nurseries.infrastructure import KERNEL
-from nurseries.kinds import NOTHING, STATE, is_blank
-from nurseries.paths import describe, type_name
-from nurseries.reach import Reach
+from nurseries.inspect.infrastructure import KERNEL
+from nurseries.inspect.kinds import NOTHING, STATE, is_blank
+from nurseries.inspect.paths import describe, type_name
+from nurseries.inspect.reach import Reach
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from nurseries.kinds import Infrastructure
-    from nurseries.paths import Label
+    from nurseries.inspect.kinds import Infrastructure
+    from nurseries.inspect.paths import Label
 
 OBJECTS: Final = 1_000_000
 """How many objects the roots of a test may hold."""
@@ -61,7 +61,7 @@ def shared_between(
     """Return what can change and is reached from more than one scope, in one synchronous look.
 
     Args:
-        scopes: each owner's roots; `nurseries.roots` finds those of a request or a session.
+        scopes: each owner's roots; `nurseries.inspect.roots` finds those of a request or a session.
         infrastructure: what may be shared.
         objects: how many objects may be looked at.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 from typing import TYPE_CHECKING, Any
 
-from nurseries.reach import SUSPENDABLE, awaited
+from nurseries.inspect.reach import SUSPENDABLE, awaited
 from nurseries.request import Request
 from nurseries.session import Session
 

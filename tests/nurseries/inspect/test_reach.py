@@ -8,7 +8,7 @@ import threading
 import pytest
 
 import tests.fixtures.shelf
-from nurseries.sharing import shared_between
+from nurseries.inspect import shared_between
 from tests.fixtures import borrowers
 
 last = "nothing yet"
@@ -90,7 +90,7 @@ def test_what_is_imported_and_not_loaded_is_not_loaded_for_that(monkeypatch):
 def test_a_variable_that_a_function_assigns_is_found(function, kind, name):
     """What is in it, a text, cannot change; but the next one who looks finds what the last one put there."""
     (finding,) = between((function,), (function,))
-    assert (finding.kind, finding.type) == (kind, "nurseries.reach.AssignedVariable")
+    assert (finding.kind, finding.type) == (kind, "nurseries.inspect.reach.AssignedVariable")
     assert f"it assigns {name}" in finding.paths[0][1]
 
 
