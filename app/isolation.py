@@ -14,6 +14,7 @@ from werkzeug.local import LocalProxy
 
 from app.accounts.service import AccountService
 from app.audit.trail import Trail
+from app.chat.apart import ApartWriter
 from app.chat.dispatch import Dispatch
 from app.chat.execution import Executor
 from app.chat.journal import Batch, Journal
@@ -46,6 +47,7 @@ SHARED: Final = (
     AccountService,  # accounts and sessions, by id
     Trail,  # what happened, in entries that nobody but an administrator reads
     Journal,  # events, by thread
+    ApartWriter,  # the same, by thread
     Batch,  # events of all threads that are committed together, and the news that they are
     Runs,  # by id, each with its user
     Threads,  # by user and thread

@@ -21,10 +21,11 @@ from nurseries.request import Failure, describe, run_request
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from app.chat.journal import Journal, ThreadLog
+    from app.chat.journal import Journal
     from app.chat.place import RunPlaces
     from app.chat.run import Run
     from app.chat.settings import RunSettings
+    from app.chat.thread_log import ThreadLog
     from app.engine.engine import Catalog
     from app.engine.request import Answer
     from nurseries.context import UserContext

@@ -2,7 +2,8 @@
 
 Nothing reaches a client before it is in the log, so a number that a client has seen can never be given to
 another event, whatever dies when. Batching is what makes that cheap: while one batch is being committed the
-next one gathers, for all users together. The writer's role can append, and read no event.
+next one gathers, for all users together. The writer's role can append, and read no event. What cannot be written
+together is written apart (`app.chat.apart`), so that nobody's events wait for somebody else's trouble.
 
 Bounds: `THREAD_EVENTS` uncommitted events a thread and `BATCH_EVENTS` a batch; whoever wants to add more
 waits, which is how a run that is faster than the database is slowed. The first and the last event of a run do
@@ -18,13 +19,15 @@ import attrs
 import structlog
 import trio
 
-from app.store import journal as store
-from nurseries.errors import Conflict, Fault, OutcomeUnknown, StatementTimeout, Unavailable
-from nurseries.postgres.failures import UniqueViolation
+from app.chat.apart import RETRY_SECONDS, ApartWriter
+from app.chat.thread_log import Entry, LogBroken, ThreadLog, write
+from nurseries.errors import OutcomeUnknown, Unavailable
+from nurseries.postgres.failures import TransactionConflict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from app.store import journal as store
     from nurseries.events import Event, Origin, Streams
     from nurseries.postgres.scoped import Database
 
@@ -33,51 +36,24 @@ BATCH_EVENTS: Final = 2048
 PUBLISH_EVENTS: Final = 256
 LINGER_SECONDS: Final = 0.010
 PACE_SECONDS: Final = 0.004
-RETRY_SECONDS: Final = (0.1, 0.2, 0.5, 1.0, 2.0)
-TIMEOUTS: Final = 2
 logger = structlog.get_logger(__name__)
-
-
-class LogBroken(Fault):
-    """The thread's events cannot be written; its run ends."""
-
-    code = "log_broken"
-
-
-@attrs.define(eq=False)
-class ThreadLog:
-    """The numbering of one thread while something runs in it."""
-
-    user_id: str
-    thread_id: str
-    last_seq: int
-    uncommitted: int = 0
-    latest: Batch | None = None
-    broken: Exception | None = None
-    closing: bool = False
-
-
-@attrs.define(eq=False)
-class Entry:
-    """What a batch holds of one thread: events, and what is committed with them."""
-
-    events: list[Event] = attrs.field(factory=list)
-    records: list[store.Record] = attrs.field(factory=list)
 
 
 @attrs.define(eq=False)
 class Batch:
-    """What is committed together; when it is, or never will be, `done` is set and everything in `then` is called."""
+    """What is committed together; `done` is set when there is room for more."""
 
     entries: dict[ThreadLog, Entry] = attrs.field(factory=dict)
     size: int = 0
     done: trio.Event = attrs.field(factory=trio.Event)
-    then: list[Callable[[], None]] = attrs.field(factory=list)
 
 
 @attrs.frozen
 class JournalStatistics:
-    """Counts since the start, but for `waiting`, the events not yet committed, and `threads`, those open."""
+    """Counts since the start, but for `waiting`, the events not yet committed, and `threads`, those open.
+
+    `apart` are the threads of these whose events wait by themselves, since somebody holds a lock on their rows.
+    """
 
     events: int
     batches: int
@@ -85,6 +61,7 @@ class JournalStatistics:
     broken: int
     waiting: int
     threads: int
+    apart: int
 
 
 class Journal:
@@ -97,6 +74,7 @@ class Journal:
         self._batch = Batch()
         self._wake = trio.Event()
         self._urgent = trio.Event()
+        self._apart = ApartWriter(database, self._settle)
         self._events = self._batches = self._retries = self._broken = 0
 
     # -- writing to it -----------------------------------------------------------------------------
@@ -176,13 +154,17 @@ class Journal:
         return log
 
     def _enter(self, log: ThreadLog) -> Entry:
-        """Count one more into the batch, and return the thread's part of it."""
-        batch = log.latest = self._batch
-        batch.size += 1
-        self._wake.set()
-        entry = batch.entries.get(log)
-        if entry is None:
-            entry = batch.entries[log] = Entry()
+        """Return the part of the batch that is the thread's, or of what waits apart from it."""
+        if log.apart is not None:
+            if not log.apart:
+                log.apart.append(Entry())
+            entry = log.apart[-1]
+        else:
+            batch = self._batch
+            batch.size += 1
+            self._wake.set()
+            entry = batch.entries.get(log) or batch.entries.setdefault(log, Entry())
+        log.latest = entry
         return entry
 
     async def committed(self, origin: Origin) -> None:
@@ -222,89 +204,73 @@ class Journal:
         """Return the counts at this instant."""
         waiting = sum(log.uncommitted for log in self._threads.values())
         return JournalStatistics(
-            self._events, self._batches, self._retries, self._broken, waiting, len(self._threads)
+            self._events,
+            self._batches,
+            self._retries + self._apart.retries,
+            self._broken,
+            waiting,
+            len(self._threads),
+            len(self._apart),
         )
 
     # -- the service -------------------------------------------------------------------------------
 
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Commit batches until cancelled."""
-        task_status.started()
-        while True:
-            await self._wake.wait()
-            # Words may wait a moment for company; a step of a run's life goes at once.
-            with trio.move_on_after(LINGER_SECONDS):
-                await self._urgent.wait()
-            not_before = trio.current_time() + PACE_SECONDS
-            batch, self._batch = self._batch, Batch()
-            self._wake, self._urgent = trio.Event(), trio.Event()
-            await self._commit(batch)
-            await self._publish(batch)
-            await trio.sleep_until(not_before)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._apart.run)
+            task_status.started()
+            while True:
+                await self._wake.wait()
+                # Words may wait a moment for company; a step of a run's life goes at once.
+                with trio.move_on_after(LINGER_SECONDS):
+                    await self._urgent.wait()
+                not_before = trio.current_time() + PACE_SECONDS
+                batch, self._batch = self._batch, Batch()
+                self._wake, self._urgent = trio.Event(), trio.Event()
+                await self._commit(batch)
+                batch.done.set()
+                await trio.sleep_until(not_before)
 
     async def _commit(self, batch: Batch) -> None:
-        try:
-            await self._write(batch.entries)
-        except Exception as error:  # noqa: BLE001  # whatever it is, only the threads it is about may suffer
-            logger.warning("a batch was refused; writing its threads one by one", error=repr(error))
-            for log, entry in batch.entries.items():
-                await self._commit_alone(log, entry)
-
-    async def _commit_alone(self, log: ThreadLog, entry: Entry) -> None:
-        """Write what one thread has in a refused batch, so that its fault stays with it."""
-        try:
-            await self._write({log: entry}, timeouts=TIMEOUTS)
-        except Exception as error:
-            logger.exception("a thread's events cannot be written", thread_id=log.thread_id)
-            log.broken = error
-            self._broken += 1
-
-    async def _write(self, entries: Mapping[ThreadLog, Entry], *, timeouts: int = 0) -> None:
-        """Write until it is written: the statements may be repeated, so an unknown outcome needs no look-up.
-
-        A lock that somebody holds is waited for. A statement that takes too long by itself is tried so often
-        again, and no more: everybody's events wait behind it.
-        """
+        """Write a batch, however long the database is away; what is refused is written thread by thread."""
         # A steady order of threads, so that two writers of rows never wait for each other in a circle.
-        ordered = sorted(entries.items(), key=lambda each: each[0].thread_id)
-        chunks = [_chunk(log, entry.events) for log, entry in ordered if entry.events]
-        records = [record for _, entry in ordered for record in entry.records]
-        for attempt, delay in enumerate(chain(RETRY_SECONDS, repeat(RETRY_SECONDS[-1]))):
+        entries = sorted(batch.entries.items(), key=lambda each: each[0].thread_id)
+        for delay in chain(RETRY_SECONDS, repeat(RETRY_SECONDS[-1])):
             try:
-                await store.write(self._database, chunks, records, again=attempt > 0)
-            except UniqueViolation:
-                raise  # two writers of one thread: that does not pass
-            except (Unavailable, OutcomeUnknown, StatementTimeout, Conflict) as error:
-                timeouts -= isinstance(error, StatementTimeout)
-                if timeouts < 0:
-                    raise
+                await write(self._database, entries)
+            except (Unavailable, OutcomeUnknown, TransactionConflict) as error:
                 logger.warning("the event log waits for the database", error=repr(error))
                 self._retries += 1
-                await trio.sleep(delay)
-            else:
+            except Exception as error:  # noqa: BLE001  # a fault, or a lock that somebody holds
+                logger.warning("a batch was refused; its threads are written one by one", error=repr(error))
+                for log, entry in entries:
+                    self._apart.take(log, entry)
                 return
-
-    async def _publish(self, batch: Batch) -> None:
+            else:
+                break
+            await trio.sleep(delay)
         self._batches += 1
-        published = 0
-        for log, entry in batch.entries.items():
-            log.uncommitted -= len(entry.events)
-            if log.latest is batch:
-                log.latest = None
-            self._forget_committed(log)
-            if log.broken is not None:
-                continue
+        written = 0
+        for log, entry in entries:
+            self._settle(log, entry)
+            written += len(entry.events)
+            if written >= PUBLISH_EVENTS:
+                written = 0
+                await trio.lowlevel.checkpoint()  # let the sockets' writers empty what was just filled
+
+    def _settle(self, log: ThreadLog, entry: Entry) -> None:
+        """Publish what is in the log, and tell who waits for it; if the thread is broken, tell them that."""
+        log.uncommitted -= len(entry.events)
+        if log.latest is entry:
+            log.latest = None
+        self._forget_committed(log)
+        if log.broken is None:
             for event in entry.events:
                 self._streams.publish(event)
-                published += 1
-                if published % PUBLISH_EVENTS == 0:
-                    await trio.lowlevel.checkpoint()  # let the sockets' writers empty what was just filled
-        self._events += published
-        batch.done.set()
-        for call in batch.then:
+            self._events += len(entry.events)
+        elif log.latest is None:
+            self._broken += 1
+        entry.done.set()
+        for call in entry.then:
             call()
-
-
-def _chunk(log: ThreadLog, events: list[Event]) -> store.Chunk:
-    lines = b"\n".join([event.data for event in events]).decode()
-    return store.Chunk(log.thread_id, events[0].seq, events[-1].seq, log.user_id, lines)

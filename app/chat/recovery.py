@@ -9,8 +9,8 @@ import attrs
 import structlog
 import trio
 
-from app.chat.journal import LogBroken
 from app.chat.run import lost_run
+from app.chat.thread_log import LogBroken
 from app.store import journal as store
 from nurseries.events import Origin
 

@@ -12,8 +12,9 @@ import trio
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from app.chat.journal import Journal, ThreadLog
+    from app.chat.journal import Journal
     from app.chat.run import Run
+    from app.chat.thread_log import ThreadLog
 
 
 @attrs.define(eq=False)

@@ -108,11 +108,16 @@ WHERE runs.run_id = new.run_id AND runs.status NOT IN ('completed', 'failed', 'c
 """
 _UNFINISHED: Final = frozenset({"queued", "running"})
 
+LOCK_MILLISECONDS: Final = 100
+"""A user's own transaction may hold rows that their events refer to, and others' events are in the same batch."""
+
+_BOUNDED_WAIT: Final = Statement(f"SELECT set_config('lock_timeout', '{LOCK_MILLISECONDS}ms', true)")
+
 
 async def write(
     database: Database, chunks: Sequence[Chunk], records: Iterable[Record], *, again: bool = False
 ) -> None:
-    """Write all of it or nothing, in one round trip.
+    """Write all of it or nothing, in one round trip. No lock is waited for longer than `LOCK_MILLISECONDS`.
 
     A run may start and end within one batch; then only its end is written, since an UPDATE takes one row.
     """
@@ -122,7 +127,7 @@ async def write(
     changes: dict[str, RunChange] = {change.run_id: change for change in of.get(RunChange, ())}
     ended = [run_id for run_id, change in changes.items() if change.kept and change.status not in _UNFINISHED]
     suffix = _AGAIN if again else ""
-    statements = []
+    statements = [_BOUNDED_WAIT]
     if chunks:
         statements.append(Statement(_EVENTS + suffix, columns(chunks)))
     if messages := of.get(NewMessage):

@@ -62,6 +62,7 @@ class _Vital(Collector):
         yield _counter(
             "log_retries", "commits of the event log that had to wait for the database", log.retries
         )
+        yield _gauge("log_apart", "threads whose events wait for a lock that somebody holds", log.apart)
         yield _counter(
             "misdeliveries_prevented",
             "events kept from reaching somebody else",

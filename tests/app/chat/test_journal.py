@@ -4,7 +4,8 @@ import pytest
 import trio
 import trio.testing
 
-from app.chat.journal import THREAD_EVENTS, LogBroken
+from app.chat.journal import THREAD_EVENTS
+from app.chat.thread_log import LogBroken
 from nurseries.events import Origin
 from nurseries.ids import new_id
 

@@ -278,7 +278,8 @@ async def test_an_agent_of_ones_own_can_go_on_with_its_sub_agents(house, databas
                 before = Counter(worked)
         status, output, *_ = row(house, run_id)
         assert status == "completed"
-        assert output in {"one 1, internal", "one 2, internal"}
+        # What had answered, and was not in the log when the server was lost, answers anew: maybe after the broken one.
+        assert output in {"one 1, internal", "one 2, internal", "one 3, internal"}
         if "echo" in ended:
             assert worked["one"] == before["one"] == 1
         if "broken" in ended:
