@@ -25,7 +25,10 @@ HEADER_BYTES: Final = 16 * 1024
 """What a multipart body may take besides its file."""
 
 BUFFER_BYTES: Final = 1024 * 1024
-"""What the decoder may hold; the serving layer hands on far less at a time."""
+"""What the decoder may hold."""
+
+PIECE_BYTES: Final = 64 * 1024
+"""What it is given at a time: Quart hands on at once whatever has gathered while others had their turn."""
 
 RETRY_AFTER: Final = 30.0
 _NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE})
@@ -69,7 +72,8 @@ async def receive(target: _TemporaryFileWrapper[bytes], most: int) -> Upload:
         raise InvalidField(FIELD, "must be sent as multipart/form-data")
     receiver = _Receiver(MultipartDecoder(boundary.encode("latin-1", "replace"), BUFFER_BYTES), target, most)
     async for data in request.body:
-        receiver.take(data)
+        for start in range(0, len(data), PIECE_BYTES):
+            receiver.take(data[start : start + PIECE_BYTES])
     receiver.take(None)
     target.flush()
     if receiver.name is None:
