@@ -63,7 +63,12 @@ if TYPE_CHECKING:
     from nurseries.server import Service
     from nurseries.serving import Certificates
 
-SERVICE_CONNECTIONS: Final = 4
+SERVICE_LIMITS: Final = PoolLimits(size=4, overflow=0, per_user=4)
+"""A service is one borrower, so its own limit is the whole of its small pool."""
+
+ANSWER_MARGIN_SECONDS: Final = 10.0
+"""How long after its own limit for a statement the database may take to say so, before it counts as hung."""
+
 logger = structlog.get_logger(__name__)
 
 
@@ -138,6 +143,7 @@ class Pools:
 async def open_pools(settings: Settings, store: Store) -> AsyncIterator[Pools]:
     """Have connections, each part through its own role, for the body of the block."""
     pool = settings.pool
+    answer_seconds = pool.statement_seconds + ANSWER_MARGIN_SECONDS
     limits = PoolLimits(
         size=pool.size,
         overflow=pool.overflow,
@@ -146,17 +152,16 @@ async def open_pools(settings: Settings, store: Store) -> AsyncIterator[Pools]:
         waiters=pool.waiters,
         waiters_per_user=pool.waiters_per_user,
         recycle_seconds=pool.recycle_seconds,
+        answer_seconds=answer_seconds,
     )
-    # A service is one borrower, so its own limit is the whole of its small pool.
-    service = PoolLimits(
-        size=SERVICE_CONNECTIONS, overflow=0, per_user=SERVICE_CONNECTIONS, waiters_per_user=pool.waiters
-    )
+    service = attrs.evolve(SERVICE_LIMITS, waiters_per_user=pool.waiters, answer_seconds=answer_seconds)
+    trail_limits = attrs.evolve(TRAIL_LIMITS, answer_seconds=answer_seconds)
     access = store.access
     async with (
         open_pool(_with_limits(access.request, pool), limits) as requests,
         open_pool(_with_limits(access.accounts, pool), service) as accounts,
         open_pool(_with_limits(access.journal, pool), service) as log,
-        open_pool(_with_limits(access.audit, pool), TRAIL_LIMITS) as trail,
+        open_pool(_with_limits(access.audit, pool), trail_limits) as trail,
     ):
         streams = Streams()
         log_database = Database(log, borrower="journal")
@@ -210,13 +215,7 @@ async def _serve(  # noqa: PLR0913  # called once
         on_finding=lambda found: trail.record(finding(found)),
     )
     accounts = AccountService(pools.accounts, store.token_key, settings.accounts, audit=trail.record)
-    runs = Runs(
-        kernel,
-        journal,
-        catalog,
-        settings.runs,
-        on_failure=refusals.failed,
-    )
+    runs = Runs(kernel, journal, catalog, settings.runs, on_failure=refusals.failed)
     endpoint = SocketEndpoint(
         accounts,
         server,

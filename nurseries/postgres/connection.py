@@ -8,6 +8,7 @@ one transaction (PostgreSQL manual, 55.2.3): all of them happen, or none.
 from __future__ import annotations
 
 import itertools
+import math
 import select
 from typing import TYPE_CHECKING, Final
 
@@ -21,7 +22,14 @@ from nurseries.cleanup import cleanup_scope
 from nurseries.errors import NurseriesError, OutcomeUnknown
 from nurseries.postgres.connecting import connect
 from nurseries.postgres.exchange import Exchange
-from nurseries.postgres.failures import ConnectionLost, QueryFailed, error_of, is_stale_plan, translate
+from nurseries.postgres.failures import (
+    ConnectionLost,
+    DatabaseSilent,
+    QueryFailed,
+    error_of,
+    is_stale_plan,
+    translate,
+)
 from nurseries.postgres.statement import RowLoader, Statement, encode, leaves_no_trace, only_reads
 
 if TYPE_CHECKING:
@@ -55,16 +63,17 @@ class Connection:
     """
 
     @classmethod
-    async def open(cls, conninfo: str) -> Connection:
-        """Connect; see `connecting.connect` for hosts, time limits and errors."""
-        return cls(await connect(conninfo))
+    async def open(cls, conninfo: str, *, answer_seconds: float = math.inf) -> Connection:
+        """Connect; `run` then waits so long for the answer to each statement. Errors are those of `connecting.connect`."""
+        return cls(await connect(conninfo), answer_seconds)
 
-    def __init__(self, pgconn: PGconn) -> None:
+    def __init__(self, pgconn: PGconn, answer_seconds: float) -> None:
         pgconn.enter_pipeline_mode()
         pgconn.notice_handler = None  # notices have no reader; without this libpq prints them
         self.pid = pgconn.backend_pid
         self.opened_at = trio.current_time()
         self._pgconn = pgconn
+        self._answer_seconds = answer_seconds
         self._fd = pgconn.socket
         self._poll = select.poll()
         self._poll.register(self._fd, select.POLLIN)
@@ -121,31 +130,36 @@ class Connection:
 
     # -- units of statements -------------------------------------------------------------------------
 
-    async def run(self, statements: Sequence[Statement], *, commits: bool = False) -> list[PGresult]:
+    async def run(
+        self, statements: Sequence[Statement], *, preamble: Sequence[Statement] = (), commits: bool = False
+    ) -> list[PGresult]:
         """Run statements in one round trip and return a result for each.
 
-        A cancellation stops what is running on the server and leaves the session idle, or closes it.
+        A cancellation stops what is running on the server and leaves the session idle, or closes it. A server that
+        does not answer in time is not asked to stop, for it would not answer that either.
 
         Args:
             statements: what to run; outside a transaction block, one transaction.
+            preamble: what comes before them, takes no time and has no result of interest, such as BEGIN.
             commits: whether the unit is a transaction of its own, so that silence may mean that it was committed.
 
         Raises:
             OutcomeUnknown: the connection broke, and what the statements wrote may or may not be there.
-            ConnectionLost: the connection broke, and nothing of this was committed.
+            ConnectionLost: the connection broke, and nothing of this was committed; `DatabaseSilent` if there
+                was no answer in time.
             NurseriesError: as `failures.translate` has it, for a statement that was refused.
         """
         await trio.lowlevel.checkpoint_if_cancelled()  # nothing has been sent yet: free to leave
-        exchange = self._send(statements)
+        exchange = self._send((*preamble, *statements))
         try:
-            await exchange.complete()
+            await exchange.complete_within(self._answer_seconds * max(1, len(statements)))
         except (psycopg.Error, OSError) as error:
             unknown = commits and not all(only_reads(statement.sql) for statement in statements)
             raise self._broken(exchange, error, unknown=unknown) from error
         except BaseException:
             await self._settle(exchange)
             raise
-        return self._conclude(exchange)
+        return self._conclude(exchange)[len(preamble) :]
 
     async def conclude_transaction(self, statement: Statement) -> PGresult:
         """Run COMMIT or ROLLBACK: shielded from cancellation, for at most the time that a cleanup may take.
@@ -278,5 +292,6 @@ class Connection:
             if answer.status == _FATAL and answer.error_field(pq.DiagnosticField.SQLSTATE):
                 return translate(error_of(answer))
         if unknown:
-            return OutcomeUnknown(f"the connection broke before the answer came: {error}")
-        return ConnectionLost(str(error).strip())
+            return OutcomeUnknown(f"what was written may or may not be there: {error}")
+        lost = DatabaseSilent if isinstance(error, TimeoutError) else ConnectionLost
+        return lost(str(error).strip())

@@ -78,6 +78,18 @@ class Exchange:
                 raise psycopg.NotSupportedError("COPY is not for this connection")
             self.answers.append(result)
 
+    async def complete_within(self, seconds: float) -> None:
+        """Do so, for at most so many seconds: a server that hangs says nothing, and does not hang up either.
+
+        Raises:
+            psycopg.Error: as for `complete`.
+            TimeoutError: time is up; the session is out of step.
+        """
+        with trio.move_on_after(seconds) as patience:
+            await self.complete()
+        if patience.cancelled_caught:
+            raise TimeoutError(f"the database did not answer in {seconds:g} seconds")
+
     async def stop(self) -> bool:
         """Stop what the server is doing and read its answers off the wire. True: the session is in step again.
 

@@ -43,6 +43,10 @@ class ConnectionLost(DatabaseUnavailable):
     """The connection broke, and the transaction it was in was certainly not committed."""
 
 
+class DatabaseSilent(ConnectionLost):
+    """The database did not answer in time, and the connection was closed: whoever asks again may wait as long."""
+
+
 class QueryFailed(Fault):
     """The database refused a statement for a reason that none of the other classes names.
 

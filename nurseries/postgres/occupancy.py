@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Literal
 
 import attrs
@@ -27,6 +28,8 @@ class PoolLimits:
         waiters: how many may wait at once, over all users.
         waiters_per_user: the same for one user.
         recycle_seconds: age at which a connection is replaced.
+        answer_seconds: how long the database may take to answer, for each statement of a unit, before its connection
+            counts as broken. More than its own `statement_timeout`, so that it can say what took too long.
         breaker_threshold: failures in a row, to connect or of waits, after which nobody tries for a while.
         breaker_cooldown: seconds until one tries again.
     """
@@ -40,6 +43,7 @@ class PoolLimits:
     waiters: int = 1000
     waiters_per_user: int = 100
     recycle_seconds: float = 3600.0
+    answer_seconds: float = math.inf
     breaker_threshold: int = 5
     breaker_cooldown: float = 2.0
 

@@ -180,7 +180,7 @@ class Pool:
             ) from error
         self._opening += 1
         try:
-            connection = await Connection.open(self._conninfo)
+            connection = await Connection.open(self._conninfo, answer_seconds=self._limits.answer_seconds)
         except DatabaseUnavailable:
             admission.failed()
             raise

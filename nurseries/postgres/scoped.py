@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import trio
 
 from nurseries.errors import RequestEnded
-from nurseries.postgres.failures import ConnectionLost, TransactionConflict
+from nurseries.postgres.failures import ConnectionLost, DatabaseSilent, TransactionConflict
 from nurseries.postgres.statement import Row, Statement
 from nurseries.postgres.transaction import Transaction
 
@@ -114,14 +114,15 @@ class Database:
         self, statements: Sequence[Statement], read: Callable[[Connection, PGresult], T]
     ) -> list[T]:
         """Run statements as one unit; again, at most three times in all, where surely nothing was committed."""
-        whole = (self._identity, *statements)
         attempt = 1
         while True:
             pool = self._lender()
             connection = await pool.acquire(self._borrower)
             try:
-                results = await connection.run(whole, commits=True)
-                return [read(connection, result) for result in results[1:]]
+                results = await connection.run(statements, preamble=(self._identity,), commits=True)
+                return [read(connection, result) for result in results]
+            except DatabaseSilent:
+                raise  # they have waited long enough
             except (TransactionConflict, ConnectionLost):
                 if attempt == _TRIES:
                     raise

@@ -56,12 +56,10 @@ class Transaction:
     async def _run(self, statements: Sequence[Statement]) -> list[PGresult]:
         if self._ended:
             raise trio.ClosedResourceError("this transaction is over")
-        if self._begun:
-            return await self._connection.run(statements)
         # BEGIN and the identity travel with the first statement: no round trip of their own.
+        preamble = () if self._begun else (_BEGIN, self._identity)
         self._begun = True
-        results = await self._connection.run((_BEGIN, self._identity, *statements))
-        return results[2:]
+        return await self._connection.run(statements, preamble=preamble)
 
     async def commit(self) -> None:
         """End the block by COMMIT (`Database.transaction` does)."""

@@ -48,6 +48,19 @@ async def test_no_database(monkeypatch):
             await nursery.start(Tenancy("host=127.0.0.1 port=1").run)
 
 
+async def test_a_database_that_says_nothing(database, monkeypatch):
+    """One that lets a server in and then hangs does not keep it starting for ever."""
+    monkeypatch.setattr("app.tenancy.TAKE_SECONDS", 0)
+    monkeypatch.setattr("app.tenancy.ANSWER_SECONDS", 0.05)
+    async with proxied(database.journal) as (proxy, conninfo):
+        proxy.silent_after = b"pg_try_advisory_lock"
+        with pytest.RaisesGroup(
+            pytest.RaisesExc(StartupFailed, match="did not answer in 0.05 seconds"), flatten_subgroups=True
+        ):
+            async with trio.open_nursery() as nursery:
+                await nursery.start(Tenancy(conninfo).run)
+
+
 async def test_database_away(cluster, database, owner, monkeypatch):
     """While the database is away the server waits for it, however long it takes, and then takes the lock again."""
     monkeypatch.setattr("app.tenancy.TAKE_SECONDS", 0)

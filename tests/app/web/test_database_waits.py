@@ -1,4 +1,7 @@
-"""Locks that somebody else holds, and a pool that has nothing left: who waits, for how long, and who does not."""
+"""Locks, a server that hangs, a pool that has nothing left: who waits, for how long, and who does not."""
+
+import os
+import signal
 
 import psycopg
 import pytest
@@ -6,6 +9,7 @@ import trio
 import trio.testing
 from psycopg.conninfo import conninfo_to_dict
 
+from app.main import ANSWER_MARGIN_SECONDS
 from app.settings import PoolSettings
 from tests.fixtures.house import running_server, signed_up
 from tests.fixtures.sse import watched
@@ -84,6 +88,42 @@ async def test_an_answer_that_takes_too_long_to_store_holds_up_nobody_for_ever(d
                 await stream.rest()
             await bystander.until("agent_completed")
             assert (await other.run(theirs, "calculate 7*6"))["status"] == "completed"
+        await at_rest(url)
+
+
+@pytest.mark.parametrize(("method", "code"), [("GET", "database_unavailable"), ("PATCH", "outcome_unknown")])
+async def test_a_backend_that_hangs_costs_one_call_and_nobody_else(database, owner, mock_clock, method, code):
+    """503 when it has said nothing for its time, to who reads and to who writes; others are served all the while."""
+    mock_clock.rate = 1.0
+    answers = []
+    pool = PoolSettings(size=1)
+    async with running_server(database.owner, pool=pool) as url:
+        async with signed_up(url) as user, signed_up(url) as other, trio.open_nursery() as nursery:
+            thread = f"/v1/threads/{await user.thread()}"
+            sessions = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND usename = %s"
+            role = conninfo_to_dict(database.request)["user"]
+            ((pid,),) = owner.execute(sessions, (role,)).fetchall()
+
+            async def ask():
+                body = {"title": "x"} if method == "PATCH" else None
+                answers.append(await user.http.request(method, thread, json=body, timeout=None))
+
+            os.kill(pid, signal.SIGSTOP)
+            try:
+                nursery.start_soon(ask)
+                await until(other.http, "nurseries_pool_checked_out", 1)
+                await other.thread()
+                assert answers == []
+                mock_clock.jump(pool.statement_seconds + ANSWER_MARGIN_SECONDS)
+                with trio.fail_after(30):
+                    while not answers:
+                        await trio.testing.wait_all_tasks_blocked(0.02)
+                await user.thread()
+            finally:
+                os.kill(pid, signal.SIGCONT)
+            (answer,) = answers
+            assert (answer.status_code, answer.json()["code"]) == (503, code)
+            assert int(answer.headers["Retry-After"]) >= 1
         await at_rest(url)
 
 
