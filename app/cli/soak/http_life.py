@@ -43,7 +43,12 @@ class HttpLife:
     async def wait(self) -> None:
         """Start a run and wait for its outcome."""
         started = trio.current_time()
-        outcome = await self._run(self._thread, self._question())
+        try:
+            outcome = await self._run(self._thread, self._question())
+        except Unreachable:
+            # The run goes on, and its events would stand between those of the next one, as if some were lost.
+            self._thread = await self._caller.thread()
+            raise
         if outcome["status"] != "completed":
             raise Unexpected(f"status {outcome['status']}")
         self._count(started)
