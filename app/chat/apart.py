@@ -61,9 +61,10 @@ class ApartWriter:
         """Return how many threads are here."""
         return len(self._turns)
 
-    def take(self, log: ThreadLog, entry: Entry) -> None:
-        """Write this entry apart, and what is added to the thread until that is done."""
-        log.apart = [entry]
+    def take(self, log: ThreadLog, entries: list[Entry]) -> None:
+        """Write these entries apart, in their order, and what is added to the thread until that is done."""
+        assert log.apart is None, "what waits here is in no batch"
+        log.apart = entries
         self._turns[log] = _Turn(trio.current_time())
         self._woken.set()
 

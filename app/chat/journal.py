@@ -245,7 +245,9 @@ class Journal:
             except Exception as error:  # noqa: BLE001  # a fault, or a lock that somebody holds
                 logger.warning("a batch was refused; its threads are written one by one", error=repr(error))
                 for log, entry in entries:
-                    self._apart.take(log, entry)
+                    # What was added meanwhile is in the next batch, and must not overtake it.
+                    following = self._batch.entries.pop(log, None)
+                    self._apart.take(log, [entry] if following is None else [entry, following])
                 return
             else:
                 break

@@ -7,8 +7,10 @@ import pytest
 import trio.testing
 
 from app.chat.thread_log import LogBroken
+from app.store import journal as store
 from nurseries.events import Origin
 from nurseries.ids import new_id
+from nurseries.postgres.scoped import Statement
 
 
 @pytest.fixture
@@ -56,6 +58,33 @@ async def test_nobody_elses_events_wait_for_a_lock(chat, house, locked):
     await add(chat, mine, "four")
     await chat.journal.committed(mine)
     assert texts(chat, held)[-1] == "four"
+    for log in logs:
+        chat.journal.close(log)
+
+
+async def test_what_was_added_while_its_batch_was_being_refused_stays_behind_it(
+    chat, house, locked, monkeypatch
+):
+    """It is in the next batch already, and must neither overtake what was refused nor take its place."""
+    monkeypatch.setattr(store, "_BOUNDED_WAIT", Statement("SELECT set_config('lock_timeout', '1s', true)"))
+    ann, bob = house.user(), house.user()
+    held, free = house.thread(ann), house.thread(bob)
+    logs = [chat.journal.open(ann, held, 0), chat.journal.open(bob, free, 0)]
+    mine, others = Origin.of_ids(ann, held, new_id()), Origin.of_ids(bob, free, new_id())
+    with chat.streams.listen(ann) as outbox, trio.fail_after(60):
+        with locked(held):
+            await add(chat, mine, "one")
+            while house.owner.execute("SELECT count(*) FROM pg_locks WHERE NOT granted").fetchone() == (0,):
+                await trio.testing.wait_all_tasks_blocked()
+            await add(chat, mine, "two")
+            await add(chat, others, "free")
+            await chat.journal.committed(others)
+            await add(chat, mine, "three")
+            assert texts(chat, held) == []
+        await chat.journal.committed(mine)
+        assert texts(chat, held) == ["one", "two", "three"]
+        assert [event.seq for event in outbox.take_nowait()] == [1, 2, 3]
+    assert chat.journal.statistics().waiting == 0
     for log in logs:
         chat.journal.close(log)
 
