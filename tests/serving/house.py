@@ -1,7 +1,7 @@
 """A real server on port 0, raw clients that say whatever they like, and an innocent bystander."""
 
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import attrs
@@ -98,6 +98,24 @@ async def echo(handshake: Handshake) -> None:
             while True:
                 await websocket.send([b"x" * 1000] * 100)
         await websocket.send([message.encode() if isinstance(message, str) else Binary(message)])
+
+
+def taking_one(ended: trio.Event) -> Callable[[Handshake], Awaitable[None]]:
+    """Return a handler that takes one message and no more; it sets `ended` when it learns that its peer has left.
+
+    On `/ws` it echoes, as the bystander expects.
+    """
+
+    async def handler(handshake: Handshake) -> None:
+        if handshake.path == "/ws":
+            await echo(handshake)
+            return
+        websocket = await handshake.accept()
+        await websocket.receive()
+        await websocket.wait_left()
+        ended.set()
+
+    return handler
 
 
 @attrs.define

@@ -6,9 +6,9 @@ No proxy stands between: TCP itself must find out, or the heartbeat. Seconds pas
 import pytest
 import trio
 
-from nurseries.serving import Handshake, ServingLimits
+from nurseries.serving import ServingLimits
 from tests.serving import http2_peer
-from tests.serving.house import echo, serving
+from tests.serving.house import serving, taking_one
 from tests.serving.peer import GET, UPGRADE, frame
 
 LIMITS = ServingLimits(heartbeat_seconds=1, write_seconds=600, close_seconds=0.2)
@@ -39,17 +39,7 @@ async def test_handlers_of_http2_hear_of_it(certificates):
 async def test_who_takes_no_message_hears_of_it():
     """Though unread messages wait, and nobody sends a ping meanwhile."""
     ended = trio.Event()
-
-    async def handler(handshake: Handshake) -> None:
-        if handshake.path == "/ws":
-            await echo(handshake)
-            return
-        websocket = await handshake.accept()
-        await websocket.receive()
-        await websocket.wait_left()
-        ended.set()
-
-    async with serving(LIMITS, websocket=handler) as house, house.connect() as peer:
+    async with serving(LIMITS, websocket=taking_one(ended)) as house, house.connect() as peer:
         await peer.send(UPGRADE.replace(b"/ws", b"/full") + b"\r\n" + frame(b"x") * 100)
         await peer.head()
         peer.vanish()

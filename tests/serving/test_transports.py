@@ -5,9 +5,9 @@ from contextlib import AsyncExitStack
 import pytest
 import trio
 
-from nurseries.serving import Handshake, ServingLimits
+from nurseries.serving import ServingLimits
 from tests.serving import test_hostile_http1, test_hostile_websocket
-from tests.serving.house import echo, serving
+from tests.serving.house import serving, taking_one
 from tests.serving.peer import GET, PING, TEXT, UPGRADE, frame
 from tests.serving.test_vanished import ASK, comes_to_rest, endless
 
@@ -59,17 +59,7 @@ async def test_disconnect_reaches_the_handler(path, how, transport):
 async def test_disconnect_is_seen_by_who_takes_no_message(how, transport):
     """Behind messages that nobody has received."""
     ended = trio.Event()
-
-    async def handler(handshake: Handshake) -> None:
-        if handshake.path == "/ws":
-            await echo(handshake)
-            return
-        websocket = await handshake.accept()
-        await websocket.receive()
-        await websocket.wait_left()
-        ended.set()
-
-    async with serving(websocket=handler, **transport) as house, house.connect() as peer:
+    async with serving(websocket=taking_one(ended), **transport) as house, house.connect() as peer:
         await peer.send(UPGRADE.replace(b"/ws", b"/full") + b"\r\n" + frame(b"x" * 1_000) * 50)
         await peer.head()
         await peer.leave(how)
